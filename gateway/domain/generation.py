@@ -1,0 +1,91 @@
+"""What is asked for, what comes back, and how it was answered."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gateway.domain.identity import Digest, Fingerprint, PurchaseId, Ticket
+from gateway.domain.money import Money
+
+Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+"""A JSON value, parsed."""
+
+Parameters = Mapping[str, Json]
+"""A model's parameters, complete: checked, defaults filled in, numbers in one form."""
+
+
+class CacheStatus(enum.Enum):
+    """How a request was answered, in the words of RFC 9211."""
+
+    HIT = "hit"
+    MISS = "miss"
+    COLLAPSED = "collapsed"
+    BYPASS = "bypass"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A request that is valid, complete, named and priced."""
+
+    model: str
+    parameters: Parameters
+    fingerprint: Fingerprint
+    price: Money
+    """What is held for it before it is sent."""
+
+    seed: int | None = None
+    """The seed that will be sent; None for a model without one."""
+
+    fresh: bool = False
+    """Whether the caller asked for something new (`seed: -1`): the cache is not asked, only filled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes at rest."""
+
+    digest: Digest
+    size_bytes: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Bytes on their way in. `chunks` can be read once."""
+
+    media_type: str
+    chunks: AsyncIterator[bytes]
+    size_bytes: int | None = None
+    """The length that was announced, if one was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the cache remembers of one purchase that landed."""
+
+    fingerprint: Fingerprint
+    model: str
+    blobs: tuple[Blob, ...]
+    """What was made, the principal one first; never empty."""
+
+    cost: Money
+    """What the upstream charged for it."""
+
+    purchase: PurchaseId
+    ticket: Ticket
+    made_at: float
+    """When it landed, in seconds since the epoch."""
+
+    seconds: float | None = None
+    """How long the upstream says that it worked."""
+
+    seed: int | None = None
+    """The seed that made it."""
+
+    @property
+    def blob(self) -> Blob:
+        """The principal blob: what `POST /v1/{model}` answers with."""
+        return self.blobs[0]
