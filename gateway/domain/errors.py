@@ -172,7 +172,7 @@ class BudgetExceeded(RequestRefused):
             "spent_usd": self.spent.usd_number,
             "reserved_usd": self.reserved.usd_number,
             "price_usd": self.price.usd_number,
-            "resets_at": self.resets_at and self.resets_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "resets_at": self.resets_at.strftime("%Y-%m-%dT%H:%M:%SZ") if self.resets_at else None,
             "retry": False,
         }
 

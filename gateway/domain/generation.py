@@ -5,12 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from gateway.domain.identity import Digest, Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 
-Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 """A JSON value, parsed."""
 
 Parameters = Mapping[str, Json]
@@ -89,3 +89,32 @@ class Generation:
     def blob(self) -> Blob:
         """The principal blob: what `POST /v1/{model}` answers with."""
         return self.blobs[0]
+
+    def to_json(self) -> dict[str, Json]:
+        """All of it, for whoever keeps it; `from_json` reads it back."""
+        return {
+            "fingerprint": self.fingerprint,
+            "model": self.model,
+            "blobs": [[blob.digest, blob.size_bytes, blob.media_type] for blob in self.blobs],
+            "cost_micros": self.cost.micros,
+            "purchase": self.purchase,
+            "ticket": self.ticket,
+            "made_at": self.made_at,
+            "seconds": self.seconds,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Generation:
+        """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(
+            fingerprint=Fingerprint(kept["fingerprint"]),
+            model=kept["model"],
+            blobs=tuple(Blob(Digest(digest), size, media) for digest, size, media in kept["blobs"]),
+            cost=Money(kept["cost_micros"]),
+            purchase=PurchaseId(kept["purchase"]),
+            ticket=Ticket(kept["ticket"]),
+            made_at=kept["made_at"],
+            seconds=kept["seconds"],
+            seed=kept["seed"],
+        )

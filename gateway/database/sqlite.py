@@ -1,0 +1,215 @@
+"""SQLite for everything that must survive a crash: one writer thread, group commit, rooms with tables of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from gateway.domain.errors import StorageUnavailable
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+"""What is to be done with the database: no waiting, no I/O of its own, and no transaction control."""
+
+_BUSY_TIMEOUT_SECONDS = 10.0
+_MOST_IN_ONE_COMMIT = 512
+
+
+class DatabaseTooNew(Exception):
+    """The file was written by a newer gateway; opening it with this one could lose what it does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    work: Work[Any]
+    loop: asyncio.AbstractEventLoop
+    landing: asyncio.Future[Any]
+
+
+class SqliteDatabase:
+    """One database file.
+
+    `write` returns once its work is on disk (WAL, synchronous=FULL): what was acknowledged survives the loss of
+    power. All work that waits at the same moment shares one commit; each piece succeeds or fails by itself.
+    Several processes may open the same file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="database-reader")
+        self._writer = _connect(path)
+        self._reader = _connect(path)
+        self._reader.execute("PRAGMA query_only = ON")
+        self._thread = threading.Thread(target=self._write_until_closed, name="database-writer", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    def migrate(self, room: str, scripts: Sequence[str]) -> None:
+        """Bring the room's tables to their newest form: script n leads from version n to n + 1.
+
+        To be called before anything else uses the database. Raises DatabaseTooNew.
+        """
+        connection = _connect(self.path)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_versions (room TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+            )
+            row = connection.execute("SELECT version FROM schema_versions WHERE room = ?", (room,)).fetchone()
+            version = row[0] if row else 0
+            if version > len(scripts):
+                raise DatabaseTooNew(
+                    f"The {room} tables in {self.path.name} have version {version}, and this gateway knows versions "
+                    f"up to {len(scripts)}: run a newer gateway, or restore a backup made by this one."
+                )
+            for script in scripts[version:]:
+                for statement in _statements(script):
+                    connection.execute(statement)
+            connection.execute(
+                "INSERT INTO schema_versions VALUES (?, ?) "
+                "ON CONFLICT (room) DO UPDATE SET version = excluded.version",
+                (room, len(scripts)),
+            )
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+
+    async def write(self, work: Work[T]) -> T:
+        """What `work` returns, once it is on disk. What it raises passes, and it has then changed nothing.
+
+        A caller that is cancelled does not know whether the work was done: it may have been.
+        Raises StorageUnavailable when the database is locked, full or broken; nothing was changed.
+        """
+        loop = asyncio.get_running_loop()
+        landing: asyncio.Future[T] = loop.create_future()
+        if self._closed:
+            raise StorageUnavailable("The ledger is closed.")
+        self._jobs.put(_Job(work, loop, landing))
+        return await landing
+
+    async def read(self, work: Work[T]) -> T:
+        """What `work` returns; it sees everything that was written before, and can write nothing."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._read, work)
+
+    def close(self) -> None:
+        """Finish what is waiting and close the file; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._jobs.put(None)
+        self._thread.join()
+        self._readers.shutdown()
+        self._reader.close()
+        self._writer.close()
+
+    def _read(self, work: Work[T]) -> T:
+        try:
+            return work(self._reader)
+        except sqlite3.OperationalError as error:
+            raise _unavailable(error) from error
+
+    def _write_until_closed(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            batch = [job]
+            closing = False
+            while len(batch) < _MOST_IN_ONE_COMMIT and not self._jobs.empty():
+                following = self._jobs.get()
+                if following is None:
+                    closing = True
+                    break
+                batch.append(following)
+            self._commit(batch)
+            if closing:
+                return
+
+    def _commit(self, batch: Sequence[_Job]) -> None:
+        """Do all of `batch` in one transaction, and tell each caller only after the commit."""
+        outcomes: list[tuple[_Job, object, BaseException | None]] = []
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for job in batch:
+                outcomes.append((job, *self._attempt(job.work)))  # noqa: PERF401 -- an error leaves the list
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            outcomes = [(job, None, _unavailable(error)) for job in batch]
+        _deliver(outcomes)
+
+    def _attempt(self, work: Work[Any]) -> tuple[object, BaseException | None]:
+        self._writer.execute("SAVEPOINT attempt")
+        try:
+            value = work(self._writer)
+        except BaseException as error:
+            if not self._writer.in_transaction:
+                # Full disk and I/O errors roll the whole transaction back: nobody in this batch has written.
+                raise sqlite3.OperationalError(str(error)) from error
+            self._writer.execute("ROLLBACK TO attempt")
+            self._writer.execute("RELEASE attempt")
+            return None, _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
+        self._writer.execute("RELEASE attempt")
+        return value, None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_SECONDS
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _statements(script: str) -> Sequence[str]:
+    """The statements of a script, one by one: `executescript` would end the transaction around them."""
+    statements: list[str] = []
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending)
+            pending = ""
+    if pending.strip():
+        raise ValueError(f"unfinished statement: {pending.strip()[:60]}")
+    return statements
+
+
+def _unavailable(error: BaseException) -> StorageUnavailable:
+    unavailable = StorageUnavailable(
+        f"The ledger cannot be used right now ({error}). Nothing was bought; try again shortly."
+    )
+    unavailable.__cause__ = error
+    return unavailable
+
+
+def _deliver(outcomes: Sequence[tuple[_Job, object, BaseException | None]]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, object, BaseException | None]]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome[0].loop, []).append(outcome)
+    for loop, theirs in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle, theirs)
+        except RuntimeError:
+            # The loop has closed: nobody is left to be told. What was committed stays committed.
+            continue
+
+
+def _settle(outcomes: Sequence[tuple[_Job, object, BaseException | None]]) -> None:
+    for job, value, error in outcomes:
+        landing = cast("asyncio.Future[object]", job.landing)
+        if landing.done():
+            continue
+        if error is not None:
+            landing.set_exception(error)
+        else:
+            landing.set_result(value)

@@ -1,0 +1,78 @@
+"""Who goes next when the upstream has only so many slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from gateway.domain.errors import Overloaded
+
+
+class FairSlots:
+    """At most `slots` pieces of work at a time; those who wait take turns by tenant, not by arrival.
+
+    A tenant with a thousand requests and one with a single request each get every second slot. `slots` of 0 is no
+    limit. When `most_waiting` already wait, the next is refused with Overloaded.
+    """
+
+    def __init__(self, *, slots: int, most_waiting: int) -> None:
+        self._slots = slots
+        self._most_waiting = most_waiting
+        self._busy = 0
+        self._waiting = 0
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return self._waiting
+
+    def check(self) -> None:
+        """Raise Overloaded if whoever came now could not even wait."""
+        if self._slots and self._busy >= self._slots and self._waiting >= self._most_waiting:
+            raise Overloaded(
+                f"The gateway already has {self._waiting} generations waiting for a slot at the upstream. "
+                "Nothing was bought; try again later."
+            )
+
+    @asynccontextmanager
+    async def slot(self, tenant: str) -> AsyncIterator[None]:
+        """A slot, once it is this tenant's turn."""
+        if not self._slots:
+            yield
+            return
+        if self._busy < self._slots:
+            self._busy += 1
+        else:
+            await self._turn(tenant)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _turn(self, tenant: str) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(tenant, deque()).append(turn)
+        self._waiting += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                # The slot came at the very moment of leaving: somebody else can use it.
+                self._pass_on()
+            raise
+        finally:
+            self._waiting -= 1
+
+    def _pass_on(self) -> None:
+        while self._queues:
+            tenant, queue = self._queues.popitem(last=False)
+            turn = queue.popleft()
+            if queue:
+                self._queues[tenant] = queue  # To the back of the line of tenants.
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._busy -= 1

@@ -1,0 +1,168 @@
+"""The journal of purchases: who has reserved and spent what.
+
+    queued  -> sending -> running -> settled
+       |          |          |----> released   the upstream failed, and does not bill failures
+       |          |          '----> unknown    nobody can say what it cost
+       |          |---------------> released   proved not bought
+       |          '---------------> unknown    may have been bought
+       '--------------------------> released   gave up before sending
+
+At most one purchase of a fingerprint is open (queued, sending, running or unknown), over all processes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.domain.generation import Blob, Generation, GenerationRequest
+from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
+from gateway.domain.money import Money
+from gateway.domain.tenant import Budget, Caller
+
+
+class State(enum.Enum):
+    QUEUED = "queued"
+    SENDING = "sending"
+    RUNNING = "running"
+    UNKNOWN = "unknown"
+    SETTLED = "settled"
+    RELEASED = "released"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether money is held for it."""
+        return self not in (State.SETTLED, State.RELEASED)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Proof of owning an open purchase. Whoever adopts the purchase gets a higher fence, and older claims end."""
+
+    purchase: PurchaseId
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held(Claim):
+    """Money is held; nothing has been sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent(Claim):
+    """It is written down that the request may leave from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bought(Claim):
+    """The upstream has given a ticket: nobody buys this again."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """One row of the journal, as it was when it was read."""
+
+    id: PurchaseId
+    tenant: str
+    key_id: str
+    request: GenerationRequest
+    state: State
+    reserved_at: float
+    ticket: Ticket | None
+    sent_at: float | None
+    ended_at: float | None
+    generation: Generation | None
+    """What came of it, and what it was settled at; None unless settled."""
+
+    reason: str | None
+    """Why it was released or is unknown."""
+
+
+class ClaimLost(Exception):
+    """Somebody else has adopted the purchase, or it has ended: this claim is worth nothing any more."""
+
+
+class Ledger(Protocol):
+    """Every method is one durable transaction: once it has returned, its effect survives the loss of power.
+
+    All may raise StorageUnavailable, and have then changed nothing. Those that take a claim raise ClaimLost when
+    it is no longer good; ending a purchase twice in the same way is done once and is not an error.
+    """
+
+    async def reserve(
+        self, caller: Caller, request: GenerationRequest, *, newest_known: PurchaseId | None
+    ) -> Held | Purchase:
+        """Hold `request.price` against every budget of the tenant.
+
+        If the newest purchase of this fingerprint that was not released is another than `newest_known`, nothing is
+        held and that purchase is the answer: somebody was faster. Raises BudgetExceeded when one budget has no
+        room: spent + reserved + price may equal a limit, and never pass it.
+        """
+
+    async def send(self, held: Held) -> Sent:
+        """Write down that the request is about to leave."""
+
+    async def record_ticket(self, sent: Sent, ticket: Ticket) -> Bought: ...
+
+    async def settle(
+        self,
+        bought: Bought,
+        *,
+        cost: Money | None,
+        blobs: Sequence[Blob],
+        seed: int | None,
+        seconds: float | None,
+    ) -> Generation:
+        """Spend `cost` (the held price when the upstream did not say) and remember what came of it."""
+
+    async def release(self, claim: Held | Sent | Bought, reason: str) -> None:
+        """Give the held money back: nothing was bought, or nothing is billed."""
+
+    async def mark_unknown(self, claim: Sent | Bought, reason: str) -> None:
+        """It may have been bought: the money stays held until somebody knows."""
+
+
+class Custody(Protocol):
+    """Open purchases outlive their processes: how they are found and taken over."""
+
+    async def newest(self, fingerprint: Fingerprint) -> Purchase | None:
+        """The newest purchase of the fingerprint that was not released."""
+
+    async def open_purchases(self) -> Sequence[Purchase]:
+        """All of them, oldest first."""
+
+    async def adopt(self, purchase: PurchaseId) -> Held | Sent | Bought | None:
+        """Take over an open purchase whose owner is dead or silent; None if it is in good hands, unknown or ended."""
+
+    async def renew(self) -> None:
+        """Show that this process is alive: extend the lease on every purchase that it owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """One budget of a tenant, now."""
+
+    budget: Budget
+    spent: Money
+    reserved: Money
+
+    @property
+    def remaining(self) -> Money:
+        """What is left; less than nothing where the upstream charged more than was held."""
+        return self.budget.limit - self.spent - self.reserved
+
+
+class Statements(Protocol):
+    """For those who only read the books."""
+
+    async def balances(self, tenant: str, budgets: Sequence[Budget]) -> Sequence[Balance]: ...
+
+    async def spent_by_model(self, tenant: str) -> Mapping[str, Money]:
+        """Everything ever spent by the tenant."""
+
+    async def reserved_by_model(self, tenant: str) -> Mapping[str, Money]:
+        """What is held for the tenant's open purchases."""

@@ -1,0 +1,410 @@
+"""The ledger in SQLite."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.clock import Clock
+from gateway.domain.errors import BudgetExceeded
+from gateway.domain.generation import Blob, Generation, GenerationRequest
+from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
+from gateway.domain.money import Money
+from gateway.domain.tenant import Budget, Caller
+from gateway.ledger.contract import (
+    Balance,
+    Bought,
+    Claim,
+    ClaimLost,
+    Held,
+    Purchase,
+    Sent,
+    State,
+)
+
+_SECONDS_PER_DAY = 86_400
+
+_SCHEMA = (
+    """
+    CREATE TABLE purchases (
+        serial        INTEGER PRIMARY KEY AUTOINCREMENT,
+        id            TEXT    NOT NULL UNIQUE,
+        fingerprint   TEXT    NOT NULL,
+        tenant        TEXT    NOT NULL,
+        key_id        TEXT    NOT NULL,
+        model         TEXT    NOT NULL,
+        parameters    TEXT    NOT NULL,
+        seed          INTEGER,
+        fresh         INTEGER NOT NULL,
+        state         TEXT    NOT NULL
+                      CHECK (state IN ('queued', 'sending', 'running', 'unknown', 'settled', 'released')),
+        held_micros   INTEGER NOT NULL CHECK (held_micros >= 0),
+        day           INTEGER NOT NULL,
+        owner         TEXT    NOT NULL,
+        lease_until   REAL    NOT NULL,
+        fence         INTEGER NOT NULL,
+        ticket        TEXT,
+        reserved_at   REAL    NOT NULL,
+        sent_at       REAL,
+        bought_at     REAL,
+        ended_at      REAL,
+        cost_micros   INTEGER CHECK (cost_micros >= 0),
+        cost_reported INTEGER,
+        generation    TEXT,
+        reason        TEXT,
+        CHECK (state NOT IN ('running', 'settled') OR ticket IS NOT NULL),
+        CHECK ((state = 'settled') = (cost_micros IS NOT NULL)),
+        CHECK ((state = 'settled') = (generation IS NOT NULL)),
+        CHECK ((state IN ('settled', 'released')) = (ended_at IS NOT NULL))
+    );
+    CREATE UNIQUE INDEX one_open_purchase_a_fingerprint ON purchases (fingerprint)
+        WHERE state IN ('queued', 'sending', 'running', 'unknown');
+    CREATE INDEX open_purchases ON purchases (tenant, day, held_micros, model)
+        WHERE state IN ('queued', 'sending', 'running', 'unknown');
+    CREATE INDEX newest_purchases ON purchases (fingerprint, serial) WHERE state != 'released';
+    CREATE TABLE spending (
+        tenant       TEXT    NOT NULL,
+        day          INTEGER NOT NULL,
+        model        TEXT    NOT NULL,
+        spent_micros INTEGER NOT NULL CHECK (spent_micros >= 0),
+        purchases    INTEGER NOT NULL,
+        PRIMARY KEY (tenant, day, model)
+    ) WITHOUT ROWID;
+    """,
+)
+
+_OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
+
+
+class SqliteLedger:
+    """Keeps the contracts Ledger, Custody and Statements.
+
+    `owner` names this process in the journal; `is_alive` answers whether the process behind another owner's name
+    still lives, so that what the dead left is adopted at once and not when their leases run out.
+    """
+
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        *,
+        clock: Clock,
+        owner: str,
+        is_alive: Callable[[str], bool],
+        lease_seconds: float,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._owner = owner
+        self._is_alive = is_alive
+        self._lease_seconds = lease_seconds
+        database.migrate("ledger", _SCHEMA)
+
+    # --- Ledger
+
+    async def reserve(
+        self, caller: Caller, request: GenerationRequest, *, newest_known: PurchaseId | None
+    ) -> Held | Purchase:
+        now = self._clock()
+        return await self._database.write(
+            lambda connection: self._reserve(connection, now, caller, request, newest_known)
+        )
+
+    def _reserve(
+        self,
+        connection: sqlite3.Connection,
+        now: float,
+        caller: Caller,
+        request: GenerationRequest,
+        newest_known: PurchaseId | None,
+    ) -> Held | Purchase:
+        newest = _newest(connection, request.fingerprint)
+        if newest is not None and (newest.id != newest_known or newest.state.is_open):
+            return newest
+        for budget in caller.tenant.budgets:
+            balance = _balance(connection, now, caller.tenant.name, budget)
+            if request.price > balance.remaining:
+                raise BudgetExceeded(
+                    tenant=caller.tenant.name,
+                    window=budget.per,
+                    limit=budget.limit,
+                    spent=balance.spent,
+                    reserved=balance.reserved,
+                    price=request.price,
+                    resets_at=budget.per.resets_at(now),
+                )
+        purchase = PurchaseId(uuid.uuid4().hex)
+        connection.execute(
+            "INSERT INTO purchases (id, fingerprint, tenant, key_id, model, parameters, seed, fresh, state, "
+            "held_micros, day, owner, lease_until, fence, reserved_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, 1, ?)",
+            (
+                purchase,
+                request.fingerprint,
+                caller.tenant.name,
+                caller.key_id,
+                request.model,
+                json.dumps(request.parameters, ensure_ascii=False),
+                request.seed,
+                request.fresh,
+                request.price.micros,
+                int(now // _SECONDS_PER_DAY),
+                self._owner,
+                now + self._lease_seconds,
+                now,
+            ),
+        )
+        return Held(purchase, 1)
+
+    async def send(self, held: Held) -> Sent:
+        now = self._clock()
+        await self._database.write(
+            lambda connection: self._advance(
+                connection, held, "state = 'sending', sent_at = ?", (now,), start=State.QUEUED
+            )
+        )
+        return Sent(held.purchase, held.fence)
+
+    async def record_ticket(self, sent: Sent, ticket: Ticket) -> Bought:
+        now = self._clock()
+        await self._database.write(
+            lambda connection: self._advance(
+                connection,
+                sent,
+                "state = 'running', ticket = ?, bought_at = ?",
+                (ticket, now),
+                start=State.SENDING,
+            )
+        )
+        return Bought(sent.purchase, sent.fence, ticket)
+
+    async def settle(
+        self,
+        bought: Bought,
+        *,
+        cost: Money | None,
+        blobs: Sequence[Blob],
+        seed: int | None,
+        seconds: float | None,
+    ) -> Generation:
+        now = self._clock()
+        return await self._database.write(
+            lambda connection: self._settle(connection, now, bought, cost, tuple(blobs), seed, seconds)
+        )
+
+    def _settle(
+        self,
+        connection: sqlite3.Connection,
+        now: float,
+        bought: Bought,
+        cost: Money | None,
+        blobs: tuple[Blob, ...],
+        seed: int | None,
+        seconds: float | None,
+    ) -> Generation:
+        purchase = _purchase(connection, bought.purchase)
+        if purchase.generation is not None:
+            return purchase.generation
+        generation = Generation(
+            fingerprint=purchase.request.fingerprint,
+            model=purchase.request.model,
+            blobs=blobs,
+            cost=purchase.request.price if cost is None else cost,
+            purchase=purchase.id,
+            ticket=bought.ticket,
+            made_at=now,
+            seconds=seconds,
+            seed=purchase.request.seed if seed is None else seed,
+        )
+        self._advance(
+            connection,
+            bought,
+            "state = 'settled', ended_at = ?, cost_micros = ?, cost_reported = ?, generation = ?",
+            (now, generation.cost.micros, cost is not None, json.dumps(generation.to_json())),
+            start=State.RUNNING,
+        )
+        # Money counts in the window in which it was reserved, whenever the upstream gets round to it.
+        connection.execute(
+            "INSERT INTO spending SELECT tenant, day, model, cost_micros, 1 FROM purchases WHERE id = ? "
+            "ON CONFLICT (tenant, day, model) DO UPDATE SET "
+            "spent_micros = spent_micros + excluded.spent_micros, purchases = purchases + 1",
+            (bought.purchase,),
+        )
+        return generation
+
+    async def release(self, claim: Held | Sent | Bought, reason: str) -> None:
+        now = self._clock()
+
+        def work(connection: sqlite3.Connection) -> None:
+            if _purchase(connection, claim.purchase).state is not State.RELEASED:
+                self._advance(
+                    connection, claim, "state = 'released', ended_at = ?, reason = ?", (now, reason)
+                )
+
+        await self._database.write(work)
+
+    async def mark_unknown(self, claim: Sent | Bought, reason: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            if _purchase(connection, claim.purchase).state is not State.UNKNOWN:
+                self._advance(connection, claim, "state = 'unknown', reason = ?", (reason,))
+
+        await self._database.write(work)
+
+    def _advance(
+        self,
+        connection: sqlite3.Connection,
+        claim: Claim,
+        changes: str,
+        values: Sequence[object],
+        start: State | None = None,
+    ) -> None:
+        """Change an open purchase, if the claim is still good and the purchase is where the caller thinks it is."""
+        changed = connection.execute(
+            f"UPDATE purchases SET {changes} WHERE id = ? AND fence = ? AND owner = ? AND {_OPEN} "
+            "AND state != 'unknown' AND (? IS NULL OR state = ?)",
+            (*values, claim.purchase, claim.fence, self._owner, start and start.value, start and start.value),
+        )
+        if changed.rowcount != 1:
+            raise ClaimLost(f"purchase {claim.purchase} is no longer ours to change")
+
+    # --- Custody
+
+    async def newest(self, fingerprint: Fingerprint) -> Purchase | None:
+        return await self._database.read(lambda connection: _newest(connection, fingerprint))
+
+    async def open_purchases(self) -> Sequence[Purchase]:
+        def work(connection: sqlite3.Connection) -> Sequence[Purchase]:
+            rows = _rows(connection, f"SELECT * FROM purchases WHERE {_OPEN} ORDER BY serial")
+            return [_from_row(row) for row in rows]
+
+        return await self._database.read(work)
+
+    async def adopt(self, purchase: PurchaseId) -> Held | Sent | Bought | None:
+        now = self._clock()
+        return await self._database.write(lambda connection: self._adopt(connection, now, purchase))
+
+    def _adopt(
+        self, connection: sqlite3.Connection, now: float, purchase: PurchaseId
+    ) -> Held | Sent | Bought | None:
+        rows = _rows(
+            connection, f"SELECT * FROM purchases WHERE id = ? AND {_OPEN} AND state != 'unknown'", purchase
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        in_good_hands = row["owner"] == self._owner or (
+            row["lease_until"] > now and self._is_alive(row["owner"])
+        )
+        if in_good_hands:
+            return None
+        fence = row["fence"] + 1
+        connection.execute(
+            "UPDATE purchases SET owner = ?, lease_until = ?, fence = ? WHERE id = ?",
+            (self._owner, now + self._lease_seconds, fence, purchase),
+        )
+        match State(row["state"]):
+            case State.QUEUED:
+                return Held(purchase, fence)
+            case State.SENDING:
+                return Sent(purchase, fence)
+            case _:
+                return Bought(purchase, fence, Ticket(row["ticket"]))
+
+    async def renew(self) -> None:
+        until = self._clock() + self._lease_seconds
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                f"UPDATE purchases SET lease_until = ? WHERE owner = ? AND {_OPEN}", (until, self._owner)
+            )
+
+        await self._database.write(work)
+
+    # --- Statements
+
+    async def balances(self, tenant: str, budgets: Sequence[Budget]) -> Sequence[Balance]:
+        now = self._clock()
+        return await self._database.read(
+            lambda connection: [_balance(connection, now, tenant, budget) for budget in budgets]
+        )
+
+    async def spent_by_model(self, tenant: str) -> Mapping[str, Money]:
+        return await self._sums(
+            "SELECT model, SUM(spent_micros) AS micros FROM spending WHERE tenant = ? GROUP BY model", tenant
+        )
+
+    async def reserved_by_model(self, tenant: str) -> Mapping[str, Money]:
+        return await self._sums(
+            f"SELECT model, SUM(held_micros) AS micros FROM purchases WHERE tenant = ? AND {_OPEN} GROUP BY model",
+            tenant,
+        )
+
+    async def _sums(self, query: str, tenant: str) -> Mapping[str, Money]:
+        return await self._database.read(
+            lambda connection: {
+                row["model"]: Money(row["micros"]) for row in _rows(connection, query, tenant)
+            }
+        )
+
+
+def _balance(connection: sqlite3.Connection, now: float, tenant: str, budget: Budget) -> Balance:
+    first_day = _first_day(budget.per.start(now))
+    (spent,) = connection.execute(
+        "SELECT COALESCE(SUM(spent_micros), 0) FROM spending WHERE tenant = ? AND day >= ?",
+        (tenant, first_day),
+    ).fetchone()
+    (reserved,) = connection.execute(
+        f"SELECT COALESCE(SUM(held_micros), 0) FROM purchases WHERE tenant = ? AND day >= ? AND {_OPEN}",
+        (tenant, first_day),
+    ).fetchone()
+    return Balance(budget, Money(spent), Money(reserved))
+
+
+def _first_day(start: datetime | None) -> int:
+    return int(start.timestamp() // _SECONDS_PER_DAY) if start else 0
+
+
+def _newest(connection: sqlite3.Connection, fingerprint: Fingerprint) -> Purchase | None:
+    rows = _rows(
+        connection,
+        "SELECT * FROM purchases WHERE fingerprint = ? AND state != 'released' ORDER BY serial DESC LIMIT 1",
+        fingerprint,
+    )
+    return _from_row(rows[0]) if rows else None
+
+
+def _purchase(connection: sqlite3.Connection, purchase: PurchaseId) -> Purchase:
+    return _from_row(_rows(connection, "SELECT * FROM purchases WHERE id = ?", purchase)[0])
+
+
+def _rows(connection: sqlite3.Connection, query: str, *values: object) -> list[dict[str, Any]]:
+    cursor = connection.execute(query, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _from_row(row: Mapping[str, Any]) -> Purchase:
+    return Purchase(
+        id=PurchaseId(row["id"]),
+        tenant=row["tenant"],
+        key_id=row["key_id"],
+        request=GenerationRequest(
+            model=row["model"],
+            parameters=json.loads(row["parameters"]),
+            fingerprint=Fingerprint(row["fingerprint"]),
+            price=Money(row["held_micros"]),
+            seed=row["seed"],
+            fresh=bool(row["fresh"]),
+        ),
+        state=State(row["state"]),
+        reserved_at=row["reserved_at"],
+        ticket=Ticket(row["ticket"]) if row["ticket"] else None,
+        sent_at=row["sent_at"],
+        ended_at=row["ended_at"],
+        generation=Generation.from_json(json.loads(row["generation"])) if row["generation"] else None,
+        reason=row["reason"],
+    )

@@ -1,0 +1,101 @@
+"""What each caller asked for and what became of it: the resources behind `/v2/requests/{id}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.domain.generation import CacheStatus, Generation, GenerationRequest, Json
+from gateway.domain.identity import RequestId
+from gateway.domain.money import Money
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """It was answered with a generation, for which this request cost the tenant `charged`."""
+
+    generation: Generation
+    charged: Money
+    status: CacheStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It was answered with an error."""
+
+    code: str
+    message: str
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+
+Outcome = Completed | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One caller's request."""
+
+    id: RequestId
+    tenant: str
+    request: GenerationRequest
+    submitted_at: float
+    concluded_at: float | None = None
+    outcome: Outcome | None = None
+    """None while it is being worked on."""
+
+
+class RequestRecords(Protocol):
+    """Durable: a record that was opened is found after any crash; an outcome is written once and never changes.
+
+    All may raise StorageUnavailable, and have then changed nothing.
+    """
+
+    async def open(self, record: RequestRecord) -> None:
+        """Write down a new request, concluded or not."""
+
+    async def conclude(self, request: RequestId, outcome: Outcome) -> None:
+        """Write down what became of it; the first outcome stays."""
+
+    async def find(self, request: RequestId, tenant: str) -> RequestRecord | None:
+        """The tenant's own request of that name, if there is one."""
+
+    async def pending(self) -> Sequence[RequestRecord]:
+        """Those without an outcome, oldest first."""
+
+    async def forget_before(self, moment: float) -> int:
+        """Drop concluded records submitted before `moment`; answers how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How one tenant's requests for one model were answered, ever since."""
+
+    hits: int = 0
+    misses: int = 0
+    collapsed: int = 0
+    bypasses: int = 0
+    saved_by_hits: Money = Money(0)  # noqa: RUF009 -- Money is immutable
+    saved_by_joining: Money = Money(0)  # noqa: RUF009 -- Money is immutable
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.collapsed + other.collapsed,
+            self.bypasses + other.bypasses,
+            self.saved_by_hits + other.saved_by_hits,
+            self.saved_by_joining + other.saved_by_joining,
+        )
+
+
+class Tallies(Protocol):
+    """Counts of answers. Counting costs no I/O; what was counted in the last moments before a crash may be lost."""
+
+    def count(self, tenant: str, model: str, status: CacheStatus, saved: Money) -> None: ...
+
+    async def flush(self) -> None:
+        """Write down what was counted so far."""
+
+    async def by_model(self, tenant: str) -> Mapping[str, Tally]:
+        """Everything counted for the tenant, the last moment included."""

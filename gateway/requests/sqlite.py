@@ -1,0 +1,231 @@
+"""Requests and tallies in SQLite."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.clock import Clock
+from gateway.domain.generation import CacheStatus, Generation, GenerationRequest, Json
+from gateway.domain.identity import Fingerprint, RequestId
+from gateway.domain.money import Money
+from gateway.requests.contract import Completed, Failed, Outcome, RequestRecord, Tally
+
+_SCHEMA = (
+    """
+    CREATE TABLE requests (
+        id           TEXT NOT NULL PRIMARY KEY,
+        tenant       TEXT NOT NULL,
+        request      TEXT NOT NULL,
+        submitted_at REAL NOT NULL,
+        concluded_at REAL,
+        outcome      TEXT,
+        CHECK ((concluded_at IS NULL) = (outcome IS NULL))
+    ) WITHOUT ROWID;
+    CREATE INDEX pending_requests ON requests (submitted_at) WHERE outcome IS NULL;
+    CREATE INDEX concluded_requests ON requests (submitted_at) WHERE outcome IS NOT NULL;
+    CREATE TABLE tallies (
+        tenant                  TEXT    NOT NULL,
+        model                   TEXT    NOT NULL,
+        hits                    INTEGER NOT NULL,
+        misses                  INTEGER NOT NULL,
+        collapsed               INTEGER NOT NULL,
+        bypasses                INTEGER NOT NULL,
+        saved_by_hits_micros    INTEGER NOT NULL,
+        saved_by_joining_micros INTEGER NOT NULL,
+        PRIMARY KEY (tenant, model)
+    ) WITHOUT ROWID;
+    """,
+)
+
+
+class SqliteRequestRecords:
+    """Keeps the contract RequestRecords."""
+
+    def __init__(self, database: SqliteDatabase, *, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        database.migrate("requests", _SCHEMA)
+
+    async def open(self, record: RequestRecord) -> None:
+        row = (
+            record.id,
+            record.tenant,
+            json.dumps(_request_to_json(record.request), ensure_ascii=False),
+            record.submitted_at,
+            record.concluded_at,
+            _outcome_to_text(record.outcome) if record.outcome else None,
+        )
+        await self._database.write(
+            lambda connection: connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", row)
+        )
+
+    async def conclude(self, request: RequestId, outcome: Outcome) -> None:
+        values = (self._clock(), _outcome_to_text(outcome), request)
+        await self._database.write(
+            lambda connection: connection.execute(
+                "UPDATE requests SET concluded_at = ?, outcome = ? WHERE id = ? AND outcome IS NULL", values
+            )
+        )
+
+    async def find(self, request: RequestId, tenant: str) -> RequestRecord | None:
+        found = await self._select("id = ? AND tenant = ?", request, tenant)
+        return found[0] if found else None
+
+    async def pending(self) -> Sequence[RequestRecord]:
+        return await self._select("outcome IS NULL ORDER BY submitted_at, id")
+
+    async def forget_before(self, moment: float) -> int:
+        return await self._database.write(
+            lambda connection: (
+                connection.execute(
+                    "DELETE FROM requests WHERE outcome IS NOT NULL AND submitted_at < ?", (moment,)
+                ).rowcount
+            )
+        )
+
+    async def _select(self, condition: str, *values: object) -> Sequence[RequestRecord]:
+        query = (
+            f"SELECT id, tenant, request, submitted_at, concluded_at, outcome FROM requests WHERE {condition}"
+        )
+        return await self._database.read(
+            lambda connection: [_record(*row) for row in connection.execute(query, values)]
+        )
+
+
+class SqliteTallies:
+    """Keeps the contract Tallies: counted in memory, written down by `flush`."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+        self._counted: dict[tuple[str, str], Tally] = {}
+
+    def count(self, tenant: str, model: str, status: CacheStatus, saved: Money) -> None:
+        match status:
+            case CacheStatus.HIT:
+                more = Tally(hits=1, saved_by_hits=saved)
+            case CacheStatus.COLLAPSED:
+                more = Tally(collapsed=1, saved_by_joining=saved)
+            case CacheStatus.MISS:
+                more = Tally(misses=1)
+            case CacheStatus.BYPASS:
+                more = Tally(bypasses=1)
+        self._counted[tenant, model] = self._counted.get((tenant, model), Tally()) + more
+
+    async def flush(self) -> None:
+        counted, self._counted = self._counted, {}
+        if not counted:
+            return
+        try:
+            await self._database.write(lambda connection: _add(connection, counted))
+        except BaseException:
+            for place, tally in counted.items():
+                self._counted[place] = self._counted.get(place, Tally()) + tally
+            raise
+
+    async def by_model(self, tenant: str) -> Mapping[str, Tally]:
+        await self.flush()
+        query = (
+            "SELECT model, hits, misses, collapsed, bypasses, saved_by_hits_micros, saved_by_joining_micros "
+            "FROM tallies WHERE tenant = ?"
+        )
+        return await self._database.read(
+            lambda connection: {
+                model: Tally(hits, misses, collapsed, bypasses, Money(by_hits), Money(by_joining))
+                for model, hits, misses, collapsed, bypasses, by_hits, by_joining in connection.execute(
+                    query, (tenant,)
+                )
+            }
+        )
+
+
+def _add(connection: sqlite3.Connection, counted: Mapping[tuple[str, str], Tally]) -> None:
+    connection.executemany(
+        "INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, model) DO UPDATE SET "
+        "hits = hits + excluded.hits, misses = misses + excluded.misses, "
+        "collapsed = collapsed + excluded.collapsed, bypasses = bypasses + excluded.bypasses, "
+        "saved_by_hits_micros = saved_by_hits_micros + excluded.saved_by_hits_micros, "
+        "saved_by_joining_micros = saved_by_joining_micros + excluded.saved_by_joining_micros",
+        [
+            (
+                *place,
+                tally.hits,
+                tally.misses,
+                tally.collapsed,
+                tally.bypasses,
+                tally.saved_by_hits.micros,
+                tally.saved_by_joining.micros,
+            )
+            for place, tally in counted.items()
+        ],
+    )
+
+
+def _record(
+    identity: str,
+    tenant: str,
+    request: str,
+    submitted_at: float,
+    concluded_at: float | None,
+    outcome: str | None,
+) -> RequestRecord:
+    return RequestRecord(
+        id=RequestId(identity),
+        tenant=tenant,
+        request=_request_from_json(json.loads(request)),
+        submitted_at=submitted_at,
+        concluded_at=concluded_at,
+        outcome=_outcome_from_text(outcome) if outcome else None,
+    )
+
+
+def _request_to_json(request: GenerationRequest) -> Json:
+    return {
+        "model": request.model,
+        "parameters": dict(request.parameters),
+        "fingerprint": request.fingerprint,
+        "price_micros": request.price.micros,
+        "seed": request.seed,
+        "fresh": request.fresh,
+    }
+
+
+def _request_from_json(row: Mapping[str, Any]) -> GenerationRequest:
+    return GenerationRequest(
+        model=row["model"],
+        parameters=row["parameters"],
+        fingerprint=Fingerprint(row["fingerprint"]),
+        price=Money(row["price_micros"]),
+        seed=row["seed"],
+        fresh=row["fresh"],
+    )
+
+
+def _outcome_to_text(outcome: Outcome) -> str:
+    match outcome:
+        case Failed():
+            return json.dumps(
+                {"code": outcome.code, "message": outcome.message, "details": dict(outcome.details)}
+            )
+        case Completed():
+            return json.dumps(
+                {
+                    "generation": outcome.generation.to_json(),
+                    "charged_micros": outcome.charged.micros,
+                    "status": outcome.status.value,
+                }
+            )
+
+
+def _outcome_from_text(text: str) -> Outcome:
+    row = json.loads(text)
+    if "code" in row:
+        return Failed(row["code"], row["message"], row["details"])
+    return Completed(
+        Generation.from_json(row["generation"]),
+        charged=Money(row["charged_micros"]),
+        status=CacheStatus(row["status"]),
+    )
