@@ -1,0 +1,164 @@
+"""A document as a typed tree: what does not fit is named by line, column and nearest known name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.documents.spelling import nearest
+from gateway.documents.yaml_files import Document, DocumentInvalid, Mistake, Place
+from gateway.domain.generation import Json
+
+T = TypeVar("T")
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+_LONGEST_SHOWN = 60
+
+
+def parse(document: Document, model: type[T], *, entry: str = "setting") -> T:
+    """`document` as a `model` (a pydantic model or a dataclass); DocumentInvalid with every mistake that is in it.
+
+    Strict, whatever the model's own configuration says: unknown keys are refused at every depth, and nothing is
+    converted but what JSON cannot write (tuples, sets, enums, paths, decimals, dates). `entry` is what a key is
+    called in messages: `unknown setting prot, did you mean port?`.
+    """
+    try:
+        return TypeAdapter(model).validate_json(json.dumps(document.value), strict=True, extra="forbid")
+    except ValidationError as error:
+        mistakes: dict[Place, Mistake] = {}
+        for detail in error.errors(include_url=False):
+            place = _place(document.value, detail)
+            mistake = _mistake(document, place, detail, model, entry)
+            # A value that fits no branch of a union has one error a branch; together they are one mistake.
+            if (other := mistakes.get(place)) and mistake.problem not in other.problem:
+                problem = f"{other.problem}, or {mistake.problem}"
+                mistake = dataclasses.replace(mistake, problem=problem)
+            mistakes[place] = mistake
+        order = {where: index for index, where in enumerate(document.marks.values())}
+        in_order = sorted(mistakes.values(), key=lambda mistake: order.get(mistake.where, -1))
+        raise DocumentInvalid(in_order) from error
+
+
+def _place(value: Json, detail: ErrorDetails) -> Place:
+    """Where in the document the error is: pydantic's `loc` without the names of union branches in it."""
+    place: list[str | int] = []
+    for step in detail["loc"]:
+        if isinstance(value, dict) and str(step) in value:
+            place.append(str(step))
+            value = value[str(step)]
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            place.append(step)
+            value = value[step]
+    if detail["type"] in _MISSING:
+        place.append(detail["loc"][-1])
+    return tuple(place)
+
+
+def _mistake(document: Document, place: Place, detail: ErrorDetails, model: object, entry: str) -> Mistake:
+    where = document.where(place)
+    if detail["type"] in _MISSING:
+        return Mistake(where, f"{place[-1]} is missing", place[:-1])
+    if detail["type"] in _UNKNOWN:
+        known = sorted(_keys(model, detail["loc"][:-1]))
+        like = nearest(str(place[-1]), known)
+        hint = f", did you mean {like}?" if like else f" (known: {', '.join(known)})" if known else ""
+        return Mistake(where, f"unknown {entry} {place[-1]}{hint}", place[:-1])
+    return Mistake(where, _problem(detail), place)
+
+
+def _problem(detail: ErrorDetails) -> str:
+    given = detail["input"]
+    wanted = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    match detail["type"]:
+        case "value_error":
+            return wanted  # a validator of ours, with a sentence of its own
+        case "bool_type":
+            wanted = "should be true or false"
+        case "union_tag_not_found":
+            return f"{detail['ctx']['discriminator'].strip(chr(39))} is missing"
+        case "union_tag_invalid":
+            tags = [tag.strip("' ") for tag in detail["ctx"]["expected_tags"].split(",")]
+            like = nearest(detail["ctx"]["tag"], tags)
+            hint = f", did you mean {like}?" if like else ""
+            name = detail["ctx"]["discriminator"].strip("'")
+            return f"{name} should be one of {', '.join(tags)}, not {detail['ctx']['tag']}{hint}"
+        case "enum" | "literal_error" if isinstance(given, str):
+            expected = [
+                each.strip("'") for each in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")
+            ]
+            if like := nearest(given, expected):
+                return f"{wanted}, not {_shown(given)}; did you mean {like}?"
+    if isinstance(given, dict | list):
+        shown = "a mapping" if isinstance(given, dict) else "a list"
+        return f"{wanted}, not {shown}"
+    return f"{wanted}, not {_shown(given)}"
+
+
+def _shown(value: Json) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def _keys(annotation: object, loc: Place) -> set[str]:
+    """The keys that are known at pydantic's `loc` under `annotation`."""
+    models = set(_models(annotation))
+    for step in loc:
+        inner = {below for each in models for below in _below(each, step)}
+        # A step that leads nowhere names a branch of a union: the one that has this tag, where there is one.
+        models = inner or {each for each in models if step in _tags(each)} or models
+    return {key for each in models if not _is_collection(each) for key in _fields(each)}
+
+
+def _models(annotation: object) -> Iterator[Any]:
+    """The models and collections that a value of this type may be."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        yield from _models(arguments[0])
+    elif origin in (Union, types.UnionType):
+        for branch in arguments:
+            yield from _models(branch)
+    elif _is_collection(annotation) or _is_model(annotation):
+        yield annotation
+
+
+def _is_model(annotation: object) -> bool:
+    return isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
+    )
+
+
+def _is_collection(annotation: object) -> bool:
+    return bool(typing.get_args(annotation)) and typing.get_origin(annotation) is not Literal
+
+
+def _below(model: Any, step: str | int) -> Iterator[Any]:
+    if _is_collection(model):
+        # A mapping's last argument is its values; every other collection has one argument, its items.
+        items = [each for each in typing.get_args(model) if each is not Ellipsis]
+        yield from _models(items[-1])
+    elif step in (fields := _fields(model)):
+        yield from _models(fields[str(step)])
+
+
+def _fields(model: Any) -> dict[str, object]:
+    """The keys of a model, each with its type."""
+    if issubclass(model, BaseModel):
+        return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    hints = typing.get_type_hints(model, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(model) if field.init}
+
+
+def _tags(model: Any) -> set[object]:
+    """What the literal fields of a model may say: in a discriminated union, its tag."""
+    if _is_collection(model):
+        return set()
+    literals = [each for each in _fields(model).values() if typing.get_origin(each) is Literal]
+    return {value for literal in literals for value in typing.get_args(literal)}
