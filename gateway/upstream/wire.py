@@ -1,0 +1,142 @@
+"""Every call that carries the key."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable
+from contextlib import ExitStack
+from typing import TypeVar
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from gateway.upstream.answers import Answer, Silence
+from gateway.upstream.downloads import NETWORK_FAULTS, OnCall, word
+from gateway.upstream.limits import Limits
+from gateway.upstream.secret import Secret
+
+_KEY = re.compile(r"SG_[0-9A-Za-z]+")
+_LONGEST_QUOTE = 500
+
+_Outcome = TypeVar("_Outcome", Answer | Silence, aiohttp.ClientResponse | Answer | Silence)
+
+
+def segment(name: str) -> str:
+    """`name` as one segment of a path, whatever it holds."""
+    return quote(name, safe="")
+
+
+class Wire:
+    """Asks, and answers with values: a network's error holds the request's headers, and so the key.
+
+    No redirect is followed. A GET may be sent twice (aiohttp does so when a connection drops), a POST never is.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: Secret,
+        purchases: aiohttp.ClientSession,
+        questions: aiohttp.ClientSession,
+        limits: Limits,
+        on_call: OnCall,
+    ) -> None:
+        self._base_url = base_url
+        self._api_key = api_key
+        self._purchases = purchases
+        self._questions = questions
+        self._limits = limits
+        self._on_call = on_call
+
+    def quote(self, text: str) -> str:
+        """A text of the upstream's, fit for callers: without keys, on one line, of sane length, without its full stop."""
+        clean = _KEY.sub("SG_...", text.replace(self._api_key.reveal(), "..."))
+        clean = " ".join("".join(c if c.isprintable() else " " for c in clean).split())
+        return (clean if len(clean) <= _LONGEST_QUOTE else clean[:_LONGEST_QUOTE] + "...").removesuffix(".")
+
+    async def submit(self, path: str, body: bytes) -> Answer | Silence:
+        """POST a purchase, once."""
+        return await self._counted(
+            "submit", self._asked(self._purchases, "POST", self._base_url + path, body)
+        )
+
+    async def ask(self, operation: str, path: str, *, base_url: str | None = None) -> Answer | Silence:
+        """GET something that costs nothing; `base_url` for another service of the upstream's."""
+        url = (base_url or self._base_url) + path
+        return await self._counted(operation, self._asked(self._questions, "GET", url, None))
+
+    async def submit_and_wait(self, path: str, body: bytes) -> aiohttp.ClientResponse | Answer | Silence:
+        """POST a v1 purchase, once: a success is answered open, its body still to come, and to be closed."""
+        return await self._counted("submit", self._awaited(self._base_url + path, body))
+
+    async def _counted(self, operation: str, call: Awaitable[_Outcome]) -> _Outcome:
+        started = asyncio.get_running_loop().time()
+        outcome = await call
+        status = outcome.word if isinstance(outcome, Silence) else str(outcome.status)
+        self._on_call(operation, status, asyncio.get_running_loop().time() - started)
+        return outcome
+
+    async def _asked(
+        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None
+    ) -> Answer | Silence:
+        response: aiohttp.ClientResponse | None = None
+        with ExitStack() as closing:
+            try:
+                async with asyncio.timeout(self._limits.answer_seconds):
+                    response = await self._sent(session, method, url, body)
+                    closing.callback(response.close)
+                    return Answer(response.status, response.headers, await self._read(response))
+            except NETWORK_FAULTS as fault:
+                if response is not None and response.status >= 300:
+                    # The verdict has arrived; only its explanation is lost.
+                    return Answer(response.status, response.headers, b"")
+                return _silence(fault)
+
+    async def _awaited(self, url: str, body: bytes) -> aiohttp.ClientResponse | Answer | Silence:
+        with ExitStack() as closing:
+            try:
+                async with asyncio.timeout(self._limits.v1_answer_seconds):
+                    response = await self._sent(self._purchases, "POST", url, body)
+            except NETWORK_FAULTS as fault:
+                return _silence(fault)
+            if 200 <= response.status < 300:
+                return response
+            closing.callback(response.close)
+            try:
+                async with asyncio.timeout(self._limits.answer_seconds):
+                    return Answer(response.status, response.headers, await self._read(response))
+            except NETWORK_FAULTS:
+                return Answer(response.status, response.headers, b"")
+
+    async def _sent(
+        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None
+    ) -> aiohttp.ClientResponse:
+        headers = {"x-api-key": self._api_key.reveal()}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        # The ways into the path are quoted already, and are not to be unquoted.
+        return await session.request(
+            method, URL(url, encoded=True), data=body, headers=headers, allow_redirects=False
+        )
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        return await body_of(response, self._limits.answer_max_bytes)
+
+
+async def body_of(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """A whole body, unpacked; what is longer counts as a fault of the network."""
+    read = bytearray()
+    while chunk := await response.content.readany():
+        read += chunk
+        if len(read) > max_bytes:
+            raise aiohttp.ClientPayloadError(f"longer than {max_bytes} bytes")
+    return bytes(read)
+
+
+def _silence(fault: Exception) -> Silence:
+    # Only these two are raised before there is a connection; after any other, bytes may have left.
+    never_connected = isinstance(fault, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    return Silence(word(fault), connected=not never_connected)
