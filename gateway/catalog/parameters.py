@@ -21,48 +21,59 @@ _LONGEST_SHOWN = 100
 
 
 class Schema:
-    """A JSON Schema (2020-12) of an object, ready to check requests against."""
+    """What a model takes, as JSON Schema (2020-12), ready to check requests against."""
 
-    def __init__(self, document: dict[str, Json]) -> None:
-        """ValueError, with the place and the reason, when `document` is not a JSON Schema."""
-        self.document = document
+    def __init__(
+        self,
+        properties: Mapping[str, dict[str, Json]],
+        *,
+        title: str = "",
+        required: Iterable[str] = (),
+        takes_others: bool = False,
+    ) -> None:
+        """ValueError, with the place and the reason, when `properties` are not JSON Schemas."""
+        self.document: dict[str, Json] = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": title,
+            "type": "object",
+            "properties": dict(properties),
+            "required": list(required),
+            "additionalProperties": takes_others,
+        }
+        self._properties = properties
         self._validator = jsonschema_rs.Draft202012Validator(
-            document,
+            self.document,
             offline=True,
             pattern_options=jsonschema_rs.RegexOptions(),  # linear time, whatever the pattern
         )
-        properties = document["properties"]
-        assert isinstance(properties, dict)  # noqa: S101 -- ours: every schema of the catalogue has them
-        self._properties: Mapping[str, Json] = properties
 
     def complete(self, model: str, given: Mapping[str, Json]) -> Parameters:
         """`given` as it will be sent; InvalidParameters, with every problem there is, when it cannot be."""
         problems: dict[str, Problem] = {}
-        checked: dict[str, Json] = {}
-        for name, value in given.items():
-            if why := _unwritable(name) or _unwritable(value):
-                field = _cut(_text(name))
-                problems[field] = Problem(field, why, _shown(value), self._allowed(name))
-            else:
-                checked[name] = in_one_form(value)
-        for problem in self._problems(checked):
-            # One problem a field: the first says enough, and what is unwritable is not missing as well.
+        for problem in self._problems(given):
+            # One a field: the first says enough, and what has no form is not missing as well.
             problems.setdefault(problem.field, problem)
             if len(problems) > _MOST_PROBLEMS:
-                problems[""] = Problem("", f"and more: only the first {_MOST_PROBLEMS} are listed")
+                problems[""] = Problem("", f"and more; only the first {_MOST_PROBLEMS} are listed")
                 break
         if problems:
             raise InvalidParameters(model, list(problems.values()))
         defaults = {
             name: in_one_form(declared["default"])
             for name, declared in self._properties.items()
-            if isinstance(declared, dict) and "default" in declared
+            if "default" in declared
         }
-        return {**defaults, **checked}
+        return {**defaults, **{name: in_one_form(value) for name, value in given.items()}}
 
-    def _problems(self, given: dict[str, Json]) -> Iterator[Problem]:
-        for error in self._validator.iter_errors(given):
-            yield from self._translated(error, given)
+    def _problems(self, given: Mapping[str, Json]) -> Iterator[Problem]:
+        writable: dict[str, Json] = {}
+        for name, value in given.items():
+            if why := _unwritable(name) or _unwritable(value):
+                yield Problem(_cut(_text(name)), why, _shown(value), self._allowed(name))
+            else:
+                writable[name] = in_one_form(value)
+        for error in self._validator.iter_errors(writable):
+            yield from self._translated(error, writable)
 
     def _translated(self, error: jsonschema_rs.ValidationError, given: dict[str, Json]) -> Iterator[Problem]:
         facts = error.kind.as_dict()
@@ -91,8 +102,7 @@ class Schema:
         return Problem(_cut(name), f"is not a parameter of this model; {hint}", _shown(value), None, like)
 
     def _allowed(self, name: str) -> str | None:
-        declared = self._properties.get(name)
-        return in_words(declared) if isinstance(declared, dict) else None
+        return in_words(self._properties[name]) if name in self._properties else None
 
 
 def in_one_form(value: Json) -> Json:
@@ -143,7 +153,7 @@ def _unwritable(value: Json, depth: int = 1) -> str | None:
             return "is not a finite number"
         case int() | float() if abs(value) > GREATEST_INTEGER:
             return f"is beyond {GREATEST_INTEGER:,} (2^53 - 1), where JSON numbers stop being exact"
-        case str() if not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+        case str() if not _is_text(value):
             return "holds half of a surrogate pair, which is not a character"
         case list():
             return next(filter(None, (_unwritable(item, depth + 1) for item in value)), None)
@@ -151,6 +161,14 @@ def _unwritable(value: Json, depth: int = 1) -> str | None:
             within = (each for item in value.items() for each in item)
             return next(filter(None, (_unwritable(item, depth + 1) for item in within)), None)
     return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _at(value: Json, path: Iterable[str | int]) -> Json:

@@ -49,7 +49,8 @@ def _files(directory: Path) -> list[Path]:
         paths = list(directory.iterdir())
     except OSError as error:
         raise CatalogInvalid([Mistake(str(directory), f"cannot be read: {error.strerror}")]) from error
-    return sorted(path for path in paths if path.suffix in {".yaml", ".yml"} and path.name[0] != ".")
+    named = [path for path in paths if path.suffix in {".yaml", ".yml"} and path.name[0] != "."]
+    return sorted(named, key=lambda path: path.stem)
 
 
 class _Models:
@@ -60,15 +61,14 @@ class _Models:
         if model := self._models.get(name):
             return model
         like = nearest(name, self._models)
-        hint = f"; did you mean {like}?" if like else ", nor one whose name is near."
-        shown = ascii(name)[1:-1][:60]
-        raise ModelUnknown(f"There is no model called {shown}{hint}")
+        hint = f"did you mean {like}?" if like else "and none whose name is near."
+        raise ModelUnknown(f"There is no model called {name[:60]!a}; {hint}")
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Model:
     name: str
     title: str
@@ -100,7 +100,7 @@ class _Model:
 # The shape of a file. Field by field it is explained in docs/catalogue.md.
 
 Source = Literal["stated", "observed", "inferred"]
-Number = int | float
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Usd = Annotated[Decimal, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
@@ -198,9 +198,8 @@ class ModelFile(_Part):
 def _load(path: Path) -> Model:
     document = read(path)
     file = parse(document, ModelFile, entry="key")
-    nonsense = [Mistake(document.where(place), problem, place) for place, problem in _nonsense(path, file)]
-    if nonsense:
-        raise DocumentInvalid(nonsense)
+    if nonsense := list(_nonsense(path, file)):
+        raise document.invalid(nonsense)
     return _model(path.stem, file)
 
 
@@ -212,22 +211,19 @@ def _model(name: str, file: ModelFile) -> Model:
         media_type=file.media_type,
         protocol=file.protocol,
         deadline_seconds=file.deadline_seconds,
-        checked=Schema(_json_schema(file)),
+        checked=_schema(file),
         priced=_rule(name, file.price),
         usual_seconds=file.expected_seconds,
     )
 
 
-def _json_schema(file: ModelFile) -> dict[str, Json]:
-    required: list[Json] = [name for name, parameter in file.parameters.items() if parameter.required]
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": file.title,
-        "type": "object",
-        "properties": {name: _keywords(parameter) for name, parameter in file.parameters.items()},
-        "required": required,
-        "additionalProperties": file.schema_ == "open",
-    }
+def _schema(file: ModelFile) -> Schema:
+    return Schema(
+        {name: _keywords(parameter) for name, parameter in file.parameters.items()},
+        title=file.title,
+        required=[name for name, parameter in file.parameters.items() if parameter.required],
+        takes_others=file.schema_ == "open",
+    )
 
 
 def _keywords(parameter: ItemFile) -> dict[str, Json]:
@@ -327,9 +323,9 @@ def _in_item(place: Place, item: ItemFile) -> _Nonsense:
     for least, most in ("minimum", "maximum"), ("min_length", "max_length"), ("min_items", "max_items"):
         low, high = getattr(item, least), getattr(item, most)
         if low is not None and high is not None and low > high:
-            yield (*place, most), f"{high} is below the {least}, {low}"
+            yield (*place, most), f"{high:g} is below the {least}, {low:g}"
     try:
-        jsonschema_rs.Draft202012Validator(_keywords(item), offline=True)
+        Schema({"value": _keywords(item)})
     except jsonschema_rs.ValidationError as error:
         yield place, f"is no JSON Schema: {error.message}"
         return
@@ -394,7 +390,7 @@ def _in_price_parameter(file: ModelFile, name: str, place: Place) -> _Nonsense:
 
 def _in_example(file: ModelFile) -> _Nonsense:
     try:
-        Schema(_json_schema(file)).complete("", file.example)
+        _schema(file).complete("", file.example)
     except InvalidParameters as error:
         for problem in error.problems:
             yield ("example", *problem.field.split("/")), problem.problem
@@ -403,7 +399,7 @@ def _in_example(file: ModelFile) -> _Nonsense:
 def _problems(keywords: dict[str, Json], value: Json) -> Iterator[str]:
     """What the JSON Schema of one parameter has against a value of it."""
     try:
-        Schema({"properties": {"value": keywords}}).complete("", {"value": value})
+        Schema({"value": keywords}).complete("", {"value": value})
     except InvalidParameters as error:
         yield from (problem.problem for problem in error.problems)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.documents.spelling import nearest
-from gateway.documents.yaml_files import Document, DocumentInvalid, Mistake, Place
+from gateway.documents.yaml_files import Document, Place
 from gateway.domain.generation import Json
 
 T = TypeVar("T")
@@ -33,18 +33,14 @@ def parse(document: Document, model: type[T], *, entry: str = "setting") -> T:
     try:
         return TypeAdapter(model).validate_json(json.dumps(document.value), strict=True, extra="forbid")
     except ValidationError as error:
-        mistakes: dict[Place, Mistake] = {}
+        problems: dict[Place, str] = {}
         for detail in error.errors(include_url=False):
             place = _place(document.value, detail)
-            mistake = _mistake(document, place, detail, model, entry)
+            problem = _problem(detail, place, model, entry)
             # A value that fits no branch of a union has one error a branch; together they are one mistake.
-            if (other := mistakes.get(place)) and mistake.problem not in other.problem:
-                problem = f"{other.problem}, or {mistake.problem}"
-                mistake = dataclasses.replace(mistake, problem=problem)
-            mistakes[place] = mistake
-        order = {where: index for index, where in enumerate(document.marks.values())}
-        in_order = sorted(mistakes.values(), key=lambda mistake: order.get(mistake.where, -1))
-        raise DocumentInvalid(in_order) from error
+            others = problems.get(place, problem)
+            problems[place] = others if problem in others else f"{others}, or {problem}"
+        raise document.invalid(problems.items()) from error
 
 
 def _place(value: Json, detail: ErrorDetails) -> Place:
@@ -62,44 +58,42 @@ def _place(value: Json, detail: ErrorDetails) -> Place:
     return tuple(place)
 
 
-def _mistake(document: Document, place: Place, detail: ErrorDetails, model: object, entry: str) -> Mistake:
-    where = document.where(place)
-    if detail["type"] in _MISSING:
-        return Mistake(where, f"{place[-1]} is missing", place[:-1])
-    if detail["type"] in _UNKNOWN:
-        known = sorted(_keys(model, detail["loc"][:-1]))
-        like = nearest(str(place[-1]), known)
-        hint = f", did you mean {like}?" if like else f" (known: {', '.join(known)})" if known else ""
-        return Mistake(where, f"unknown {entry} {place[-1]}{hint}", place[:-1])
-    return Mistake(where, _problem(detail), place)
-
-
-def _problem(detail: ErrorDetails) -> str:
+def _problem(detail: ErrorDetails, place: Place, model: object, entry: str) -> str:
     given = detail["input"]
     wanted = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
     match detail["type"]:
+        case kind if kind in _MISSING:
+            return "is missing"
+        case kind if kind in _UNKNOWN:
+            known = sorted(_keys(model, detail["loc"][:-1]))
+            like = nearest(str(place[-1]), known)
+            hint = f", did you mean {like}?" if like else f" (known: {', '.join(known)})" if known else ""
+            return f"unknown {entry} {place[-1]}{hint}"
         case "value_error":
             return wanted  # a validator of ours, with a sentence of its own
         case "bool_type":
             wanted = "should be true or false"
         case "union_tag_not_found":
-            return f"{detail['ctx']['discriminator'].strip(chr(39))} is missing"
+            return f"{_unquoted(detail['ctx']['discriminator'])} is missing"
         case "union_tag_invalid":
-            tags = [tag.strip("' ") for tag in detail["ctx"]["expected_tags"].split(",")]
-            like = nearest(detail["ctx"]["tag"], tags)
-            hint = f", did you mean {like}?" if like else ""
-            name = detail["ctx"]["discriminator"].strip("'")
-            return f"{name} should be one of {', '.join(tags)}, not {detail['ctx']['tag']}{hint}"
+            context = detail["ctx"]
+            wanted = f"{_unquoted(context['discriminator'])} should be one of {context['expected_tags']}"
+            return f"{wanted}, not {context['tag']}{_hint(context['tag'], context['expected_tags'])}"
         case "enum" | "literal_error" if isinstance(given, str):
-            expected = [
-                each.strip("'") for each in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")
-            ]
-            if like := nearest(given, expected):
-                return f"{wanted}, not {_shown(given)}; did you mean {like}?"
+            return f"{wanted}, not {_shown(given)}{_hint(given, detail['ctx']['expected'])}"
     if isinstance(given, dict | list):
-        shown = "a mapping" if isinstance(given, dict) else "a list"
-        return f"{wanted}, not {shown}"
+        return f"{wanted}, not {'a mapping' if isinstance(given, dict) else 'a list'}"
     return f"{wanted}, not {_shown(given)}"
+
+
+def _hint(given: str, expected: str) -> str:
+    """What was probably meant of `expected`, which pydantic writes as `'a', 'b' or 'c'`."""
+    like = nearest(given, map(_unquoted, expected.replace(" or ", ", ").split(", ")))
+    return f", did you mean {like}?" if like else ""
+
+
+def _unquoted(text: str) -> str:
+    return text.strip("'")
 
 
 def _shown(value: Json) -> str:

@@ -8,7 +8,7 @@ always text. Duplicate keys, tags and endless aliases are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,12 @@ class Document:
             if mark := self.marks.get(tuple(place[:length])):
                 return mark
         return self.name
+
+    def invalid(self, problems: Iterable[tuple[Place, str]]) -> DocumentInvalid:
+        """The error that says what is wrong with these entries, in the order in which they are written."""
+        order = {where: index for index, where in enumerate(self.marks.values())}
+        mistakes = [Mistake(self.where(place), problem, place) for place, problem in problems]
+        return DocumentInvalid(sorted(mistakes, key=lambda mistake: order.get(mistake.where, -1)))
 
     def having(self, place: Sequence[str], value: Json, *, where: str) -> Document:
         """This document with one entry set from elsewhere, and `where` (`--set listen.port`) to blame for it.
