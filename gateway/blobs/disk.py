@@ -1,0 +1,462 @@
+"""Blobs as files on a local disk, named by their digest.
+
+    sha256/ab/abcdef…   the blobs: the only thing here that cannot be made again
+    incoming/           what is being written, each file locked (flock) by the process that writes it
+    quarantine/         what did not match its digest; the newest few
+    index/cache.db      sizes and times of use (diskcache); made again from the files when it is lost
+
+The files are the truth and the index is the book about them. Renaming, evicting and deleting are done inside the index's
+writing transaction, so several processes may share the directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from gateway.blobs.contract import Inspection, LocalFile
+from gateway.database.nopickle import Index, NoPickleDisk, Value, storage_faults
+from gateway.domain.errors import ResultBroken
+from gateway.domain.generation import Artifact, Blob
+from gateway.domain.identity import Digest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_WRITE_BYTES = 1 << 20
+_TOUCH_EVERY_SECONDS = 60.0
+_QUARANTINED_FILES = 8
+_MOST_REMEMBERED = 100_000
+
+# A file system stamps its files with a clock that ticks every few milliseconds; a change within the tick of the last
+# one cannot be seen. So an identity is trusted only once it is clearly older than the look that vouched for it.
+_TICK_NANOSECONDS = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStatistics:
+    """What a scrape wants to know; counts are of this process since it opened the store."""
+
+    entries: int
+    bytes_stored: int
+    """`entries` and `bytes_stored` as of this process's last write or look into the index."""
+
+    evicted: int
+    corrupted: int
+    """Blobs that did not match their digest, and were put aside."""
+
+    missing: int
+    """Blobs that the index knew and the disk had not."""
+
+    refused_rows: int
+    """Rows of the index that were not ours to read, pickled ones for example; dropped."""
+
+
+class DiskBlobStore:
+    """Keeps the contract of `BlobStore` in `directory`, within `max_bytes` of blobs.
+
+    The least recently used are evicted. A blob that was just put is never its own put's victim, even if it alone is
+    larger than the limit: it was paid for. Index, quarantine and what is being written come on top of the limit.
+
+    A located path may be evicted before it is opened (FileNotFoundError: look again); once open, it can be read to its
+    end, whatever becomes of its name.
+
+    Opening reads the directory and may take a while: it is to be done off the event loop, or before there is one.
+    Raises OSError, sqlite3.Error or StorageUnavailable when the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_bytes: int,
+        quarantine_max_bytes: int = 256 << 20,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._blobs = directory / "sha256"
+        self._incoming = directory / "incoming"
+        self._quarantine = directory / "quarantine"
+        self._quarantine_max_bytes = quarantine_max_bytes
+        self._monotonic = monotonic
+        self._verified: dict[Digest, _Identity] = {}
+        self._touched: dict[Digest, float] = {}
+        self._evicted = self._corrupted = self._missing = 0
+        for needed in (self._blobs, self._incoming, self._quarantine):
+            needed.mkdir(parents=True, exist_ok=True)
+            _fsync_directory(needed.parent)
+        self._index = Index(directory / "index", max_bytes=max_bytes, disk=_SizesDisk)
+        try:
+            self._index.do(self._recover)
+        except BaseException:
+            self._index.close()
+            raise
+
+    async def put(self, artifact: Artifact, inspect: Inspection) -> Blob:
+        """As promised in the contract.
+
+        A cancellation that comes while the file is getting its name is too late: then the blob is there, whole.
+        """
+        staged = _Staged(self._incoming)
+        try:
+            await _on_disk(staged.open)
+            digest, size_bytes = await self._receive(artifact, staged)
+            await asyncio.to_thread(inspect, staged.path, artifact.media_type)
+            await _on_disk(staged.sync)
+            await self._index.run(self._publish, staged, digest, size_bytes)
+        finally:
+            # Waited for even when this task is cancelled: whoever sees the put end finds nothing half done.
+            await asyncio.shield(asyncio.to_thread(staged.discard))
+        return Blob(digest, size_bytes, artifact.media_type)
+
+    async def locate(self, digest: Digest) -> LocalFile | None:
+        """As promised in the contract.
+
+        The bytes are hashed at the first look after the start, and again whenever the file is not the one that was
+        looked at; otherwise this costs one `stat`. Raises StorageUnavailable when the disk cannot say.
+        """
+        if not _DIGEST.fullmatch(digest):
+            return None
+        path = self._path(digest)
+        identity, sound = await _on_disk(self._examine, digest, path)
+        if identity is None:
+            await self._index.run(self._note_missing, digest)
+            return None
+        if not sound:
+            await self._index.run(self._put_aside, digest, identity)
+            return None
+        self._touch(digest, identity.size_bytes)
+        return LocalFile(path, identity.size_bytes)
+
+    async def delete(self, digest: Digest) -> None:
+        """As promised in the contract. Raises StorageUnavailable when the disk does not let it go."""
+        if _DIGEST.fullmatch(digest):
+            await self._index.run(self._delete, digest)
+
+    def statistics(self) -> BlobStatistics:
+        """Costs nothing: no disk is asked."""
+        return BlobStatistics(
+            entries=self._index.entries,
+            bytes_stored=self._index.weight_bytes,
+            evicted=self._evicted,
+            corrupted=self._corrupted,
+            missing=self._missing,
+            refused_rows=self._index.refused,
+        )
+
+    def close(self) -> None:
+        """Finish what is being written to the index and close it; may be called twice."""
+        self._index.close()
+
+    # On any thread.
+
+    async def _receive(self, artifact: Artifact, staged: _Staged) -> tuple[Digest, int]:
+        announced, came, waiting = artifact.size_bytes, 0, bytearray()
+        # No fault is translated around this loop: what the reader of the chunks raises is its own, a TimeoutError too.
+        async for chunk in artifact.chunks:
+            came += len(chunk)
+            if announced is not None and came > announced:
+                raise ResultBroken(
+                    f"More came than was announced: {announced} bytes were, and there is more."
+                )
+            waiting += chunk
+            if len(waiting) >= _WRITE_BYTES:
+                await _on_disk(staged.write, bytes(waiting))
+                waiting.clear()
+        if announced is not None and came < announced:
+            raise ResultBroken(f"Less came than was announced: {came} of {announced} bytes.")
+        await _on_disk(staged.write, bytes(waiting))
+        return staged.digest(), came
+
+    def _examine(self, digest: Digest, path: Path) -> tuple[_Identity | None, bool]:
+        """What lies at `path`, and whether it is what its name says."""
+        looked_at = time.time_ns()  # the clock that stamps the files, whatever clock the gateway runs by
+        try:
+            identity = _Identity.of(path.lstat())
+            if self._verified.get(digest) == identity:
+                return identity, True
+            sound = identity.is_file and _readable_sha256(path) == digest
+        except FileNotFoundError:
+            return None, False
+        if sound and looked_at - identity.changed_ns > _TICK_NANOSECONDS:
+            if len(self._verified) >= _MOST_REMEMBERED:
+                self._verified.clear()
+            self._verified[digest] = identity
+        return identity, sound
+
+    def _touch(self, digest: Digest, size_bytes: int) -> None:
+        """Note the use for the order of eviction.
+
+        diskcache would turn each read into a durable write; a minute is exact enough for videos that stay for weeks, so
+        it is told once a minute and blob, behind the answer's back.
+        """
+        now = self._monotonic()
+        touched = self._touched.get(digest)
+        if touched is not None and now - touched < _TOUCH_EVERY_SECONDS:
+            return
+        if len(self._touched) >= _MOST_REMEMBERED:
+            self._touched.clear()
+        self._touched[digest] = now
+        self._index.later(self._note_use, digest, size_bytes)
+
+    def _path(self, digest: Digest) -> Path:
+        return self._blobs / digest[:2] / digest
+
+    # On the index's thread.
+
+    def _publish(self, staged: _Staged, digest: Digest, size_bytes: int) -> None:
+        path = self._path(digest)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            _fsync_directory(self._blobs)
+        with staged.held():
+            known = True
+            try:
+                with self._index.transaction():
+                    known = path.exists()
+                    self._index.set(digest, size_bytes)
+                    victims = self._index.evict(keep=digest)
+                    # Over whatever is there: the same bytes, or a broken copy of them.
+                    staged.rename(path)
+                    _fsync_directory(path.parent)
+            except BaseException:
+                if staged.renamed and not known:
+                    path.unlink(missing_ok=True)
+                raise
+        self._remove_evicted(victims)
+
+    def _remove_evicted(self, victims: list[str]) -> None:
+        """Remove files whose rows are gone; after the commit, or a put that fails would have cost others their blobs.
+
+        What stays behind when this is cut short is found again when the store is opened.
+        """
+        if not victims:
+            return
+        with self._index.transaction():
+            for victim in map(Digest, victims):
+                if victim not in self._index:  # else another process has just put it again
+                    self._unlink(victim)
+                    self._evicted += 1
+
+    def _unlink(self, digest: Digest) -> None:
+        self._path(digest).unlink(missing_ok=True)
+        self._verified.pop(digest, None)
+        self._touched.pop(digest, None)
+
+    def _delete(self, digest: Digest) -> None:
+        with self._index.transaction():
+            self._index.delete(digest)
+            self._unlink(digest)
+
+    def _note_missing(self, digest: Digest) -> None:
+        if digest not in self._index:
+            return  # never there, or deleted, or evicted
+        with self._index.transaction():
+            if not self._path(digest).exists() and self._index.delete(digest):
+                self._missing += 1
+
+    def _note_use(self, digest: Digest, size_bytes: int) -> None:
+        if self._index.get(digest) is not None:
+            return
+        with self._index.transaction():
+            if self._path(digest).exists():
+                self._index.set(digest, size_bytes)
+
+    def _put_aside(self, digest: Digest, judged: _Identity) -> None:
+        path = self._path(digest)
+        with self._index.transaction():
+            # Somebody else may have put it aside, or a put may have replaced it by a whole one, since it was judged.
+            with suppress(FileNotFoundError):
+                if _Identity.of(path.lstat()) == judged:
+                    path.replace(self._quarantine / digest)
+                    self._corrupted += 1
+                    self._index.delete(digest)
+            self._trim_quarantine()
+
+    def _trim_quarantine(self) -> None:
+        aside = sorted(((entry.lstat(), entry) for entry in self._quarantine.iterdir()), key=_by_change)
+        kept_bytes = 0
+        for count, (seen, entry) in enumerate(reversed(aside), start=1):
+            kept_bytes += seen.st_size
+            if count > _QUARANTINED_FILES or (kept_bytes > self._quarantine_max_bytes and count > 1):
+                entry.unlink(missing_ok=True)
+
+    def _recover(self) -> None:
+        """Clear away what a crash left, and bring the index to what lies on the disk."""
+        for path in self._incoming.iterdir():
+            _remove_if_abandoned(path)
+        with self._index.transaction():
+            known = self._index.items()
+            found = self._files()
+            for digest in known.keys() - found.keys():
+                self._index.delete(digest)
+                self._missing += 1
+            # A file without a row is whole: it was synced before it got its name. Oldest first, as the order of use.
+            for digest in sorted(found.keys() - known.keys(), key=lambda digest: found[digest].st_mtime_ns):
+                self._index.set(digest, found[digest].st_size)
+        self._remove_evicted(self._index.evict())
+
+    def _files(self) -> dict[str, os.stat_result]:
+        return {
+            entry.name: entry.lstat()
+            for folder in self._blobs.iterdir()
+            if folder.is_dir()
+            for entry in folder.iterdir()
+            if _DIGEST.fullmatch(entry.name) and entry.name.startswith(folder.name)
+        }
+
+
+class _SizesDisk(NoPickleDisk):
+    """The rows hold their blobs' sizes, and weigh as much as their blobs."""
+
+    def weigh(self, value: Value) -> int:
+        return value if isinstance(value, int) else super().weigh(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """By what a file is known again without reading it."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+    is_file: bool
+
+    @classmethod
+    def of(cls, seen: os.stat_result) -> _Identity:
+        return cls(seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, stat.S_ISREG(seen.st_mode))
+
+
+class _Staged:
+    """A file on its way in.
+
+    A cancelled task leaves its thread running, so a lock keeps writing and clearing away apart, and nothing is written
+    once it is cleared away.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._busy = threading.Lock()
+        self._descriptor: int | None = None
+        self._discarded = False
+        self._sha256 = hashlib.sha256()
+        self.path = directory
+        self.renamed = False
+
+    def open(self) -> None:
+        with self.held():
+            while self._descriptor is None:
+                descriptor, name = tempfile.mkstemp(dir=self._directory)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                except BaseException:
+                    os.close(descriptor)
+                    Path(name).unlink(missing_ok=True)
+                    raise
+                if os.fstat(descriptor).st_nlink:
+                    self._descriptor, self.path = descriptor, Path(name)
+                else:
+                    # Another process was opening the store, and cleared it away before it was locked.
+                    os.close(descriptor)
+
+    def write(self, data: bytes) -> None:
+        with self.held():
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._open_descriptor(), rest) :]
+            self._sha256.update(data)
+
+    def digest(self) -> Digest:
+        return Digest(self._sha256.hexdigest())
+
+    def sync(self) -> None:
+        with self.held():
+            os.fsync(self._open_descriptor())
+
+    def rename(self, target: Path) -> None:
+        """While `held`."""
+        self.path.rename(target)
+        self.renamed = True
+
+    def discard(self) -> None:
+        with self._busy:
+            self._discarded = True
+            if self._descriptor is None:
+                return
+            if not self.renamed:
+                with suppress(OSError):  # the next start finds it
+                    self.path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._busy:
+            if self._discarded:
+                raise RuntimeError("cleared away already; whoever wanted it has been cancelled")
+            yield
+
+    def _open_descriptor(self) -> int:
+        assert self._descriptor is not None, "written to before it was opened"  # noqa: S101 -- ours to get right
+        return self._descriptor
+
+
+async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns, done in a thread; what the disk raises becomes StorageUnavailable."""
+
+    def translated() -> T:
+        with storage_faults():
+            return work(*args, **kwargs)
+
+    return await asyncio.to_thread(translated)
+
+
+def _readable_sha256(path: Path) -> str | None:
+    """The digest of the bytes; None where they cannot be read back (a bad sector)."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    """Remove a staged file unless the process that writes it lives and holds its lock."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        else:
+            path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _by_change(seen: tuple[os.stat_result, Path]) -> int:
+    return seen[0].st_ctime_ns

@@ -1,0 +1,869 @@
+"""What `gateway/blobs/contract.py` promises, sentence by sentence, over each store; then what a disk promises besides.
+
+Another store joins the first part with one more entry in `_STORES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.blobs.contract import BlobStore, LocalFile
+from gateway.blobs.disk import DiskBlobStore
+from gateway.domain.errors import ResultBroken
+from gateway.domain.generation import Artifact, Blob
+from gateway.domain.identity import Digest
+
+_ROOMY = 1 << 30
+_PROJECT = Path(__file__).parents[2]
+
+Opened = Callable[..., DiskBlobStore]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    """Opens stores on one directory, as if each were a process of its own or a restart; closes them all."""
+    stores: list[DiskBlobStore] = []
+
+    def open_store(*, max_bytes: int = _ROOMY, **settings: int) -> DiskBlobStore:
+        stores.append(DiskBlobStore(tmp_path / "blobs", max_bytes=max_bytes, **settings))  # type: ignore[arg-type]  # ints
+        return stores[-1]
+
+    yield open_store
+    for store in reversed(stores):
+        store.close()
+
+
+_STORES: dict[str, Callable[[Opened], BlobStore]] = {"disk": lambda opened: opened()}
+
+
+@pytest.fixture(params=_STORES)
+def store(request: pytest.FixtureRequest, opened: Opened) -> BlobStore:
+    return _STORES[request.param](opened)
+
+
+# ---- every store
+
+
+async def test_what_was_put_is_located_byte_for_byte(store: BlobStore) -> None:
+    content = os.urandom(3_000_000)
+
+    blob = await store.put(_artifact(content, chunk_bytes=65_536), _no_objection)
+
+    assert blob == Blob(_digest(content), len(content), "video/mp4")
+    assert await _content(store, blob.digest) == content
+
+
+async def test_what_was_never_put_is_not_there(store: BlobStore) -> None:
+    assert await store.locate(_digest(b"never")) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../../etc/passwd", "a" * 63, "A" * 64, "a" * 64 + "\n", "/" + "a" * 63]
+)
+async def test_what_is_no_digest_names_nothing(store: BlobStore, name: str) -> None:
+    await store.delete(Digest(name))
+
+    assert await store.locate(Digest(name)) is None
+
+
+async def test_a_blob_may_come_without_an_announced_length(store: BlobStore) -> None:
+    blob = await store.put(_artifact(b"unannounced", announced=None), _no_objection)
+
+    assert await _content(store, blob.digest) == b"unannounced"
+
+
+async def test_the_same_bytes_may_be_put_again(store: BlobStore) -> None:
+    first = await store.put(_artifact(b"twice"), _no_objection)
+    second = await store.put(_artifact(b"twice", media_type="text/plain"), _no_objection)
+
+    assert first.digest == second.digest
+    assert second.media_type == "text/plain"
+    assert await _content(store, first.digest) == b"twice"
+
+
+async def test_the_same_bytes_may_be_put_by_many_at_once(store: BlobStore) -> None:
+    content = os.urandom(200_000)
+
+    blobs = await asyncio.gather(*(store.put(_artifact(content), _no_objection) for _ in range(20)))
+
+    assert {blob.digest for blob in blobs} == {_digest(content)}
+    assert await _content(store, _digest(content)) == content
+
+
+async def test_different_blobs_put_at_once_do_not_mix(store: BlobStore) -> None:
+    contents = [os.urandom(100_000 + number) for number in range(20)]
+
+    await asyncio.gather(
+        *(store.put(_artifact(content, chunk_bytes=7_000), _no_objection) for content in contents)
+    )
+
+    assert [await _content(store, _digest(content)) for content in contents] == contents
+
+
+async def test_inspection_sees_the_whole_staged_file_and_its_media_type_off_the_event_loop(
+    store: BlobStore,
+) -> None:
+    seen: list[tuple[bytes, str, bool]] = []
+
+    def inspect(path: Path, media_type: str) -> None:
+        seen.append((path.read_bytes(), media_type, threading.current_thread() is threading.main_thread()))
+
+    await store.put(_artifact(b"look at me", media_type="image/png"), inspect)
+
+    assert seen == [(b"look at me", "image/png", False)]
+
+
+async def test_nothing_is_located_before_it_was_inspected(store: BlobStore) -> None:
+    located: list[LocalFile | None] = []
+    loop = asyncio.get_running_loop()
+
+    def inspect(_path: Path, _media_type: str) -> None:
+        located.append(asyncio.run_coroutine_threadsafe(store.locate(_digest(b"not yet")), loop).result())
+
+    await store.put(_artifact(b"not yet"), inspect)
+
+    assert located == [None]
+
+
+async def test_what_inspection_raises_passes_and_nothing_is_left(store: BlobStore) -> None:
+    said = ResultBroken("This is not a video.")
+
+    def refuse(_path: Path, _media_type: str) -> None:
+        raise said
+
+    with pytest.raises(ResultBroken) as raised:
+        await store.put(_artifact(b"<html>"), refuse)
+
+    assert raised.value is said
+    assert await store.locate(_digest(b"<html>")) is None
+
+
+@pytest.mark.parametrize(
+    ("announced", "said"), [(11, "Less came than was announced: 10 of 11 bytes"), (9, "More came")]
+)
+async def test_another_length_than_announced_is_broken(store: BlobStore, announced: int, said: str) -> None:
+    with pytest.raises(ResultBroken, match=said):
+        await store.put(_artifact(b"ten bytes.", announced=announced), _no_objection)
+
+    assert await store.locate(_digest(b"ten bytes.")) is None
+    assert await store.locate(_digest(b"ten bytes.[:9]")) is None
+
+
+async def test_more_than_was_announced_is_not_read_to_its_end(store: BlobStore) -> None:
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1000
+            yield b"x" * 1000
+
+    with pytest.raises(ResultBroken):
+        await store.put(Artifact("video/mp4", endless(), size_bytes=5000), _no_objection)
+
+    assert read == 6000
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("mine"), ConnectionResetError("mine"), OSError(28, "mine"), KeyError("k")]
+)
+async def test_the_readers_own_errors_stay_its_own(store: BlobStore, error: Exception) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        await store.put(Artifact("video/mp4", breaking()), _no_objection)
+
+    assert raised.value is error
+    assert await store.locate(_digest(b"half")) is None
+
+
+async def test_a_put_that_is_cancelled_half_way_leaves_nothing(store: BlobStore) -> None:
+    half_way, for_ever = asyncio.Event(), asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"h" * 3_000_000
+        half_way.set()
+        await for_ever.wait()
+
+    put = asyncio.create_task(store.put(Artifact("video/mp4", stalling()), _no_objection))
+    await half_way.wait()
+    put.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    assert await store.locate(_digest(b"h" * 3_000_000)) is None
+
+
+async def test_a_put_that_is_cancelled_at_any_step_leaves_the_blob_whole_or_absent(store: BlobStore) -> None:
+    for steps in range(40):
+        content = b"step %d" % steps * 1000
+        put = asyncio.create_task(store.put(_artifact(content, chunk_bytes=3000), _no_objection))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        put.cancel()
+        await asyncio.wait([put])
+
+        assert await _content(store, _digest(content)) in (None, content)
+
+
+async def test_a_deleted_blob_is_not_there_and_may_be_deleted_again_and_put_again(store: BlobStore) -> None:
+    blob = await store.put(_artifact(b"gone"), _no_objection)
+
+    await store.delete(blob.digest)
+    await store.delete(blob.digest)
+    assert await store.locate(blob.digest) is None
+
+    await store.put(_artifact(b"gone"), _no_objection)
+    assert await _content(store, blob.digest) == b"gone"
+
+
+async def test_a_blob_can_be_read_to_its_end_after_it_was_deleted(store: BlobStore) -> None:
+    blob = await store.put(_artifact(b"still being served"), _no_objection)
+    located = await store.locate(blob.digest)
+    assert located is not None
+
+    with located.path.open("rb") as file:
+        await store.delete(blob.digest)
+        assert file.read() == b"still being served"
+
+
+# ---- the disk: damage
+
+
+def _corrupt(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def _replace_by_a_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("damage", [_corrupt, _truncate, _replace_by_a_link])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_damaged_blob_is_never_located_again_is_counted_once_and_put_aside(
+    opened: Opened, tmp_path: Path, damage: Callable[[Path], object], restarted: bool
+) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"sound" * 1000), _no_objection)).digest
+    path = (await _located(store, digest)).path
+
+    damage(path)
+    looking = opened() if restarted else store
+
+    assert await asyncio.gather(*(looking.locate(digest) for _ in range(5))) == [None] * 5
+    assert await looking.locate(digest) is None
+    assert looking.statistics().corrupted == 1
+    assert looking.statistics().missing == 0
+    assert looking.statistics().entries == 0
+    assert looking.statistics().bytes_stored == 0
+    assert (tmp_path / "blobs" / "quarantine" / digest).exists()
+    assert not path.exists()
+
+
+async def test_damage_is_seen_however_soon_after_the_put_and_the_look_it_comes(opened: Opened) -> None:
+    store = opened()
+    for number in range(50):
+        content = b"%d" % number * 1000
+        path = (await _located(store, (await store.put(_artifact(content), _no_objection)).digest)).path
+        await store.locate(_digest(content))
+
+        _corrupt(path)  # as long as before, and within the same tick of the file system's clock
+
+        assert await store.locate(_digest(content)) is None
+
+
+async def test_damage_is_seen_when_the_time_of_change_was_set_back(opened: Opened) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"sound" * 1000), _no_objection)).digest
+    path = (await _located(store, digest)).path
+    await _remembered(store, digest)
+    before = path.stat()
+
+    _corrupt(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert await store.locate(digest) is None
+
+
+async def test_a_second_look_opens_no_file(tmp_path: Path) -> None:
+    child = _child(
+        tmp_path,
+        """
+        opened = []
+
+        def audit(event, arguments):
+            if event == "open":
+                opened.append(str(arguments[0]))
+
+        async def main():
+            made = (await store.put(artifact(b"looked at twice"), no_objection)).digest
+            while made not in store._verified:
+                path = (await store.locate(made)).path
+            sys.addaudithook(audit)
+            await store.locate(made)
+            print(opened)
+            path.touch()
+            await store.locate(made)
+            print(opened == [str(path)])
+        """,
+    )
+
+    assert (await asyncio.to_thread(child.communicate))[0].splitlines() == ["[]", "True"]
+
+
+async def test_putting_the_bytes_again_repairs_a_damaged_copy(opened: Opened) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"sound" * 1000), _no_objection)).digest
+    _corrupt((await _located(store, digest)).path)
+
+    await store.put(_artifact(b"sound" * 1000), _no_objection)
+
+    assert await _content(store, digest) == b"sound" * 1000
+    assert store.statistics().corrupted == 0
+
+
+async def test_a_removed_file_is_a_miss_is_counted_once_and_leaves_the_index(opened: Opened) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"here today"), _no_objection)).digest
+    (await _located(store, digest)).path.unlink()
+
+    assert await store.locate(digest) is None
+    assert await store.locate(digest) is None
+    assert await store.locate(_digest(b"never there")) is None
+    assert store.statistics().missing == 1
+    assert store.statistics().entries == 0
+
+
+async def test_a_file_that_is_gone_at_the_start_is_counted_and_leaves_the_index(opened: Opened) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"here today"), _no_objection)).digest
+    (await _located(store, digest)).path.unlink()
+
+    assert opened().statistics().missing == 1
+    assert opened().statistics().entries == 0
+
+
+async def test_evidence_is_kept_and_bounded(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+    for number in range(12):
+        digest = (await store.put(_artifact(b"%d" % number * 1000), _no_objection)).digest
+        _corrupt((await _located(store, digest)).path)
+        assert await store.locate(digest) is None
+
+    kept = list((tmp_path / "blobs" / "quarantine").iterdir())
+    assert len(kept) == 8
+    assert digest in {path.name for path in kept}
+
+    store = opened(quarantine_max_bytes=1500)
+    digest = (await store.put(_artifact(b"last" * 1000), _no_objection)).digest
+    _corrupt((await _located(store, digest)).path)
+    assert await store.locate(digest) is None
+    assert [path.name for path in (tmp_path / "blobs" / "quarantine").iterdir()] == [digest]
+
+
+# ---- the disk: limit, eviction, accounts
+
+
+async def test_the_limit_holds_after_every_put_and_the_least_recently_used_goes_first(
+    opened: Opened, tmp_path: Path
+) -> None:
+    store = opened(max_bytes=50_000)
+    digests = [(await store.put(_artifact(b"%d" % n * 10_000), _no_objection)).digest for n in range(5)]
+    assert store.statistics().evicted == 0
+    await store.locate(digests[0])
+
+    digests.append((await store.put(_artifact(b"x" * 15_000), _no_objection)).digest)
+
+    assert _bytes_on_disk(tmp_path) == store.statistics().bytes_stored == 45_000
+    assert store.statistics().evicted == 2
+    there = [await store.locate(digest) is not None for digest in digests]
+    assert there == [True, False, False, True, True, True]
+    assert store.statistics().missing == 0
+
+
+async def test_one_large_blob_evicts_no_more_than_it_needs(opened: Opened) -> None:
+    store = opened(max_bytes=100_000)
+    for number in range(10):
+        await store.put(_artifact(b"%d" % number * 10_000), _no_objection)
+
+    await store.put(_artifact(b"y" * 25_000), _no_objection)
+
+    assert store.statistics().evicted == 3
+    assert store.statistics().bytes_stored == 95_000
+
+
+async def test_a_blob_larger_than_the_limit_is_kept_because_it_was_paid_for(opened: Opened) -> None:
+    store = opened(max_bytes=1000)
+    await store.put(_artifact(b"small"), _no_objection)
+
+    large = await store.put(_artifact(b"large" * 1000), _no_objection)
+
+    assert await _content(store, large.digest) == b"large" * 1000
+    assert store.statistics().entries == 1
+
+    small = await store.put(_artifact(b"small"), _no_objection)
+    assert await _content(store, small.digest) == b"small"
+    assert await store.locate(large.digest) is None
+
+
+async def test_a_blob_is_not_its_own_puts_victim_when_the_clock_was_set_back(
+    opened: Opened, tmp_path: Path
+) -> None:
+    store = opened(max_bytes=25_000)
+    for number in range(2):
+        await store.put(_artifact(b"%d" % number * 10_000), _no_objection)
+    with _index(tmp_path) as index:  # as rows look that were used while the clock was a day ahead
+        index.execute("UPDATE Cache SET access_time = access_time + 86400")
+
+    blob = await store.put(_artifact(b"z" * 10_000), _no_objection)
+
+    assert await _content(store, blob.digest) == b"z" * 10_000
+    assert store.statistics().evicted == 1
+
+
+async def test_uses_within_a_minute_are_written_once(tmp_path: Path) -> None:
+    now = 0.0
+    store = DiskBlobStore(tmp_path / "blobs", max_bytes=_ROOMY, monotonic=lambda: now)
+    digest = (await store.put(_artifact(b"hot"), _no_objection)).digest
+
+    async def accessed() -> float:
+        await store.delete(_digest(b"what waits before this is done"))
+        with _index(tmp_path) as index:
+            return float(index.execute("SELECT access_time FROM Cache").fetchone()[0])
+
+    await store.locate(digest)
+    first = await accessed()
+    now = 59.0
+    await store.locate(digest)
+    assert await accessed() == first
+    now = 61.0
+    await store.locate(digest)
+    assert await accessed() > first
+    store.close()
+
+
+async def test_accounts_are_the_same_after_a_restart(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+    for number in range(5):
+        await store.put(_artifact(b"%d" % number * 1000), _no_objection)
+    await store.put(_artifact(b"0" * 1000), _no_objection)
+    await store.delete(_digest(b"1" * 1000))
+    store.close()
+
+    again = opened()
+
+    assert (again.statistics().entries, again.statistics().bytes_stored) == (4, 4000)
+    assert _bytes_on_disk(tmp_path) == 4000
+    assert again.statistics().missing == again.statistics().corrupted == 0
+
+
+async def test_a_lower_limit_is_kept_to_from_the_start(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+    for number in range(5):
+        await store.put(_artifact(b"%d" % number * 1000), _no_objection)
+    store.close()
+
+    assert opened(max_bytes=2500).statistics().bytes_stored == _bytes_on_disk(tmp_path) == 2000
+
+
+# ---- the disk: the index
+
+
+@pytest.mark.parametrize("loss", ["removed", "garbage"])
+async def test_an_index_that_is_lost_is_made_again_from_the_files(
+    opened: Opened, tmp_path: Path, loss: str
+) -> None:
+    store = opened()
+    digests = [(await store.put(_artifact(b"%d" % n * 1000), _no_objection)).digest for n in range(3)]
+    store.close()
+    if loss == "removed":
+        shutil.rmtree(tmp_path / "blobs" / "index")
+    else:
+        (tmp_path / "blobs" / "index" / "cache.db").write_bytes(os.urandom(40_000))
+
+    again = opened(max_bytes=2000)
+
+    assert again.statistics().entries == 2
+    assert [await again.locate(digest) is not None for digest in digests] == [False, True, True]
+
+
+@pytest.mark.parametrize("before_the_start", [True, False])
+async def test_a_pickled_row_is_refused_counted_and_executes_nothing(
+    opened: Opened, tmp_path: Path, before_the_start: bool
+) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"innocent"), _no_objection)).digest
+    executed = tmp_path / "executed"
+    payload = f"cos\nsystem\n(S'touch {executed}'\ntR.".encode()
+    if before_the_start:
+        store.close()
+    with _index(tmp_path) as index:
+        index.execute("UPDATE Cache SET mode = 4, value = ?", (payload,))
+        if before_the_start:
+            index.execute(
+                "INSERT INTO Cache (key, raw, access_time, size, mode, value) VALUES (?, 0, 0, 0, 1, 1)",
+                (payload,),
+            )
+
+    if before_the_start:
+        store = opened()
+    assert await _content(store, digest) == b"innocent"
+    await store.put(_artifact(b"other"), _no_objection)
+    await store.delete(_digest(b"what waits before this is done"))
+
+    assert not executed.exists()
+    assert store.statistics().refused_rows == (2 if before_the_start else 1)
+
+
+async def test_a_row_that_names_a_file_removes_none(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"innocent"), _no_objection)).digest
+    precious = tmp_path / "precious"
+    precious.write_text("not ours")
+    with _index(tmp_path) as index:
+        index.execute("UPDATE Cache SET mode = 2, filename = ?", (str(precious),))
+
+    await store.locate(digest)
+    await store.delete(digest)
+
+    assert precious.read_text() == "not ours"
+
+
+# ---- the disk: crashes, other processes, full disks
+
+
+async def test_a_put_that_fails_or_is_cancelled_leaves_no_file(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+    half_way = asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"h" * 3_000_000
+        half_way.set()
+        await asyncio.Event().wait()
+
+    def refuse(_path: Path, _media_type: str) -> None:
+        raise ResultBroken("no")
+
+    put = asyncio.create_task(store.put(Artifact("video/mp4", stalling()), _no_objection))
+    await half_way.wait()
+    assert len(_files(tmp_path)) == 1
+    put.cancel()
+    await asyncio.wait([put])
+    assert _files(tmp_path) == []
+
+    with pytest.raises(ResultBroken):
+        await store.put(_artifact(b"x"), refuse)
+    with pytest.raises(ResultBroken):
+        await store.put(_artifact(b"x", announced=2), _no_objection)
+    for steps in range(40):
+        put = asyncio.create_task(store.put(_artifact(b"step"), _no_objection))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        put.cancel()
+        await asyncio.wait([put])
+        assert [path for path in _files(tmp_path) if path.name != _digest(b"step")] == []
+
+
+async def test_a_kill_between_writing_and_renaming_leaves_no_blob_and_the_next_start_clears_up(
+    opened: Opened, tmp_path: Path
+) -> None:
+    child = _child(
+        tmp_path,
+        """
+        def stop_here(path, media_type):
+            print("written", flush=True)
+            threading.Event().wait()
+
+        async def main():
+            await store.put(artifact(b"kept"), no_objection)
+            await store.put(artifact(b"killed"), stop_here)
+        """,
+    )
+    assert child.stdout is not None
+    assert await asyncio.to_thread(child.stdout.readline) == "written\n"
+    staged = [path for path in _files(tmp_path) if path.parent.name == "incoming"]
+    assert len(staged) == 1
+
+    opened()
+    assert staged[0].exists(), "its owner lives"
+
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert staged[0].exists()
+    store = opened()
+
+    assert not staged[0].exists()
+    assert await store.locate(_digest(b"killed")) is None
+    assert await _content(store, _digest(b"kept")) == b"kept"
+    assert store.statistics().entries == 1
+
+
+async def test_a_blob_whose_row_was_lost_in_a_crash_is_taken_in_again(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"named, and then the power went"), _no_objection)).digest
+    with _index(tmp_path) as index:
+        index.execute("DELETE FROM Cache")
+
+    again = opened()
+
+    assert again.statistics().entries == 1
+    assert await again.locate(digest) is not None
+
+
+async def test_two_stores_on_one_directory_see_each_others_blobs(opened: Opened, tmp_path: Path) -> None:
+    one, two = opened(max_bytes=60_000), opened(max_bytes=60_000)
+    contents = [b"%02d" % number * 5000 for number in range(12)]
+
+    await asyncio.gather(
+        *(store.put(_artifact(content), _no_objection) for content in contents for store in (one, two))
+    )
+
+    there_one = [await _content(one, _digest(content)) for content in contents]
+    there_two = [await _content(two, _digest(content)) for content in contents]
+    assert there_one == there_two
+    assert sum(content is not None for content in there_one) == 6
+    assert _bytes_on_disk(tmp_path) == 60_000
+    assert one.statistics().missing == two.statistics().missing == 0
+    assert one.statistics().corrupted == two.statistics().corrupted == 0
+
+    await one.delete(_digest(contents[-1]))
+    assert await two.locate(_digest(contents[-1])) is None
+
+
+async def test_a_disk_that_does_not_take_the_file_is_unavailable_and_nothing_is_left(tmp_path: Path) -> None:
+    child = _child(
+        tmp_path,
+        """
+        async def main():
+            await store.put(artifact(b"before"), no_objection)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+            try:
+                await store.put(artifact(b"x" * (3 << 20)), no_objection)
+            except StorageUnavailable as error:
+                print(error)
+            print(await store.locate(digest(b"x" * (3 << 20))))
+            print((await store.locate((await store.put(artifact(b"after"), no_objection)).digest)) is not None)
+        """,
+    )
+    said, none, after = (await asyncio.to_thread(child.communicate))[0].splitlines()
+
+    assert child.returncode == 0
+    assert said == (
+        "The gateway's storage is not available (File too large). Try again later; what was bought is not lost."
+    )
+    assert (none, after) == ("None", "True")
+    assert {path.name for path in _files(tmp_path)} == {_digest(b"before"), _digest(b"after")}
+
+
+async def test_a_disk_that_does_not_take_the_index_is_unavailable_and_nothing_is_left(tmp_path: Path) -> None:
+    child = _child(
+        tmp_path,
+        """
+        async def main():
+            log = next(directory.glob("index/cache.db-wal"), None)
+            size = log.stat().st_size if log else 0
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50_000, resource.RLIM_INFINITY))
+            kept = []
+            try:
+                for number in range(1000):
+                    kept.append((await store.put(artifact(b"%d" % number), no_objection)).digest)
+            except StorageUnavailable as error:
+                failed = digest(b"%d" % number)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            print(0 < len(kept) < 1000)
+            print(await store.locate(failed))
+            print(all([await store.locate(one) is not None for one in kept]))
+            print(store.statistics().entries == len(kept))
+            print((await store.put(artifact(b"after"), no_objection)).size_bytes)
+        """,
+    )
+    output = (await asyncio.to_thread(child.communicate))[0].split()
+
+    assert child.returncode == 0
+    assert output == ["True", "None", "True", "True", "5"]
+
+
+async def test_nothing_blocks_the_event_loop(tmp_path: Path) -> None:
+    child = _child(
+        tmp_path,
+        """
+        touching_the_disk = ("open", "os.", "sqlite3", "fcntl", "tempfile", "shutil", "pathlib")
+        seen = set()
+
+        def audit(event, arguments):
+            if watching and threading.current_thread() is threading.main_thread():
+                if event.startswith(touching_the_disk):
+                    seen.add(event)
+
+        async def main():
+            global watching
+            await store.put(artifact(b"warm"), no_objection)  # starts threads
+            watching = False
+            sys.addaudithook(audit)
+            watching = True
+            made = await store.put(artifact(b"x" * (3 << 20)), no_objection)
+            await store.locate(made.digest)
+            await store.locate(digest(b"never"))
+            (directory / "sha256").stat()  # has no audit event: what is seen is enough all the same
+            await store.delete(made.digest)
+            store.statistics()
+            watching = False
+            print(sorted(seen))
+        """,
+    )
+
+    assert (await asyncio.to_thread(child.communicate))[0] == "[]\n"
+    assert child.returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, to see what is synced")
+async def test_file_and_directory_are_synced_around_the_rename(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    child = _child(
+        tmp_path,
+        """
+        async def main():
+            await store.put(artifact(b"power may be lost"), no_objection)
+            print("done")
+        """,
+        before=("strace", "-f", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,rename"),
+    )
+    if "done" not in (await asyncio.to_thread(child.communicate))[0]:
+        pytest.skip("strace may not trace here")
+
+    calls = trace.read_text().splitlines()
+    renamed = next(number for number, call in enumerate(calls) if "rename(" in call and "incoming" in call)
+    folder = f"/sha256/{_digest(b'power may be lost')[:2]}>"
+    assert any("sync(" in call and "/incoming/" in call for call in calls[:renamed])
+    assert any("sync(" in call and folder in call for call in calls[renamed:])
+    assert any("sync(" in call and "cache.db-wal" in call for call in calls[renamed:])
+
+
+# ---- words
+
+
+def _artifact(
+    content: bytes, *, announced: int | None = -1, media_type: str = "video/mp4", chunk_bytes: int = 1 << 16
+) -> Artifact:
+    """`announced` is the true length unless said otherwise."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), chunk_bytes):
+            yield content[start : start + chunk_bytes]
+
+    return Artifact(media_type, chunks(), len(content) if announced == -1 else announced)
+
+
+def _no_objection(_path: Path, _media_type: str) -> None:
+    """An inspection that finds nothing."""
+
+
+def _digest(content: bytes) -> Digest:
+    return Digest(hashlib.sha256(content).hexdigest())
+
+
+async def _content(store: BlobStore, digest: Digest) -> bytes | None:
+    located = await store.locate(digest)
+    if located is None:
+        return None
+    content = located.path.read_bytes()
+    assert len(content) == located.size_bytes
+    return content
+
+
+async def _located(store: BlobStore, digest: Digest) -> LocalFile:
+    located = await store.locate(digest)
+    assert located is not None
+    return located
+
+
+async def _remembered(store: DiskBlobStore, digest: Digest) -> None:
+    """Look until the store trusts the file's identity (it must be older than a tick of the file system's clock)."""
+    async with asyncio.timeout(10):
+        while digest not in store._verified:
+            await _located(store, digest)
+
+
+def _files(tmp_path: Path) -> list[Path]:
+    """All files but the index's."""
+    return [
+        path for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.parent.name != "index"
+    ]
+
+
+def _bytes_on_disk(tmp_path: Path) -> int:
+    return sum(path.stat().st_size for path in _files(tmp_path))
+
+
+class _index:  # noqa: N801 -- reads as a word: with _index(...)
+    """The index's database, as somebody else sees it."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._connection = sqlite3.connect(tmp_path / "blobs" / "index" / "cache.db", isolation_level=None)
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._connection
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+
+_CHILD = """
+import asyncio, hashlib, resource, sys, threading
+from pathlib import Path
+from gateway.blobs.disk import DiskBlobStore
+from gateway.domain.errors import StorageUnavailable
+from gateway.domain.generation import Artifact
+
+directory = Path(sys.argv[1])
+watching = False
+
+def artifact(content):
+    async def chunks():
+        yield content
+    return Artifact("video/mp4", chunks(), len(content))
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+def no_objection(path, media_type):
+    pass
+
+{main}
+
+store = DiskBlobStore(directory, max_bytes=1 << 30)
+asyncio.run(main())
+store.close()
+"""
+
+
+def _child(tmp_path: Path, main: str, *, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Another process with a store on the same directory."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", _CHILD.format(main=textwrap.dedent(main)), str(tmp_path / "blobs")],
+        cwd=_PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
