@@ -1,0 +1,469 @@
+"""What `gateway/cache/contract.py` promises, sentence by sentence, over each cache; then what a disk promises besides.
+
+Another cache joins the first part with one more entry in `_CACHES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import orjson
+import pytest
+
+from gateway.cache.contract import GenerationCache
+from gateway.cache.disk import DiskGenerationCache
+from gateway.domain.errors import StorageUnavailable
+from gateway.domain.generation import Blob, Generation
+from gateway.domain.identity import Digest, Fingerprint, PurchaseId, Ticket
+from gateway.domain.money import Money
+
+_ROOMY = 1 << 26
+_PROJECT = Path(__file__).parents[2]
+
+Opened = Callable[..., DiskGenerationCache]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    """Opens caches on one directory, as if each were a process of its own or a restart; closes them all."""
+    caches: list[DiskGenerationCache] = []
+
+    def open_cache(
+        *, max_bytes: int = _ROOMY, max_remembered: int = 10_000, monotonic: Callable[[], float] = lambda: 0.0
+    ) -> DiskGenerationCache:
+        directory = tmp_path / "cache"
+        caches.append(
+            DiskGenerationCache(
+                directory, max_bytes=max_bytes, max_remembered=max_remembered, monotonic=monotonic
+            )
+        )
+        return caches[-1]
+
+    yield open_cache
+    for cache in reversed(caches):
+        cache.close()
+
+
+_CACHES: dict[str, Callable[[Opened], GenerationCache]] = {
+    "disk": lambda opened: opened(),
+    "disk, memory kept small": lambda opened: opened(max_remembered=0),
+}
+
+
+@pytest.fixture(params=_CACHES)
+def cache(request: pytest.FixtureRequest, opened: Opened) -> GenerationCache:
+    return _CACHES[request.param](opened)
+
+
+# ---- every cache
+
+
+async def test_what_was_put_is_got_in_every_field(cache: GenerationCache) -> None:
+    generation = _generation(1)
+
+    await cache.put(generation)
+
+    assert await cache.get(generation.fingerprint) == generation
+
+
+async def test_what_is_unknown_about_a_generation_stays_unknown(cache: GenerationCache) -> None:
+    generation = dataclasses.replace(_generation(1), seconds=None, seed=None, cost=Money.ZERO)
+
+    await cache.put(generation)
+
+    assert await cache.get(generation.fingerprint) == generation
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**53, 2**63 - 1])
+@pytest.mark.parametrize("micros", [0, 1, 415_999, 10**15])
+async def test_numbers_come_back_exactly(cache: GenerationCache, seed: int, micros: int) -> None:
+    made_at = 1_795_000_000.123457
+    generation = dataclasses.replace(
+        _generation(1), seed=seed, cost=Money(micros), made_at=made_at, seconds=0.1
+    )
+
+    await cache.put(generation)
+
+    got = await cache.get(generation.fingerprint)
+    assert got == generation
+    assert got is not None
+    assert (type(got.cost.micros), type(got.made_at)) == (int, float)
+
+
+async def test_what_was_never_put_is_none(cache: GenerationCache) -> None:
+    await cache.put(_generation(1))
+
+    assert await cache.get(_fingerprint(2)) is None
+
+
+async def test_the_last_put_is_what_is_got(cache: GenerationCache) -> None:
+    older, newer = _generation(1), dataclasses.replace(_generation(1), ticket=Ticket("newer"))
+
+    await cache.put(older)
+    assert await cache.get(older.fingerprint) == older
+    await cache.put(newer)
+
+    assert await cache.get(older.fingerprint) == newer
+
+
+async def test_what_was_forgotten_is_none_may_be_forgotten_again_and_put_again(
+    cache: GenerationCache,
+) -> None:
+    generation = _generation(1)
+    await cache.put(generation)
+
+    await cache.forget(generation.fingerprint)
+    await cache.forget(generation.fingerprint)
+    assert await cache.get(generation.fingerprint) is None
+
+    await cache.put(generation)
+    assert await cache.get(generation.fingerprint) == generation
+
+
+async def test_many_at_once_do_not_mix(cache: GenerationCache) -> None:
+    generations = [_generation(number) for number in range(50)]
+
+    await asyncio.gather(*(cache.put(generation) for generation in generations))
+
+    got = await asyncio.gather(*(cache.get(generation.fingerprint) for generation in generations))
+    assert got == generations
+
+
+async def test_a_reader_among_writers_never_goes_back_to_an_older_one(cache: GenerationCache) -> None:
+    versions = [dataclasses.replace(_generation(1), made_at=float(number)) for number in range(30)]
+    await cache.put(versions[0])
+
+    answers = await asyncio.gather(
+        *(work for version in versions[1:] for work in (cache.put(version), cache.get(version.fingerprint)))
+    )
+
+    seen = [answer.made_at for answer in answers if answer is not None]
+    assert seen == sorted(seen)
+    assert await cache.get(_fingerprint(1)) == versions[-1]
+
+
+async def test_a_put_that_is_cancelled_at_any_step_is_done_or_not_done(cache: GenerationCache) -> None:
+    for steps in range(10):
+        older, newer = _generation(steps), dataclasses.replace(_generation(steps), ticket=Ticket("newer"))
+        await cache.put(older)
+        put = asyncio.create_task(cache.put(newer))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        put.cancel()
+        await asyncio.wait([put])
+
+        first = await cache.get(older.fingerprint)
+        assert first in (older, newer)
+        await cache.put(_generation(99))  # whatever was under way is over
+        assert (await cache.get(older.fingerprint)) in (first, newer)
+
+
+# ---- the disk
+
+
+async def test_what_was_put_is_there_after_a_restart(opened: Opened) -> None:
+    cache = opened()
+    await cache.put(_generation(1))
+    await cache.put(_generation(2))
+    await cache.forget(_fingerprint(2))
+    cache.close()
+
+    again = opened()
+
+    assert await again.get(_fingerprint(1)) == _generation(1)
+    assert await again.get(_fingerprint(2)) is None
+    assert again.statistics().entries == 1
+
+
+async def test_a_put_that_has_returned_survives_a_kill(opened: Opened, tmp_path: Path) -> None:
+    child = _child(tmp_path)
+    assert child.stdout is not None
+    for _ in range(20):
+        acknowledged = int(await asyncio.to_thread(child.stdout.readline))
+    child.send_signal(signal.SIGKILL)
+    rest = (await asyncio.to_thread(child.communicate))[0].split()
+    acknowledged = int(rest[-1]) if rest else acknowledged
+
+    cache = opened()
+
+    assert all([await cache.get(_fingerprint(number)) is not None for number in range(acknowledged + 1)])
+
+
+async def test_every_commit_is_synced(opened: Opened, tmp_path: Path) -> None:
+    cache = opened()
+    await cache.put(_generation(1))
+
+    with _database(tmp_path) as database:
+        settings = dict(database.execute("SELECT key, value FROM Settings"))
+    assert settings["sqlite_synchronous"] == 2
+    assert settings["sqlite_journal_mode"] == "wal"
+
+
+def _without(member: str) -> Callable[[dict[str, object]], object]:
+    return lambda entry: {name: value for name, value in entry.items() if name != member}
+
+
+_MEMBERS = (
+    "version fingerprint model blobs cost_micros purchase ticket made_at seconds seed".split()  # noqa: SIM905 -- a sentence
+)
+_DAMAGE: dict[str, Callable[[dict[str, object]], object]] = {
+    **{f"without its {member}": _without(member) for member in _MEMBERS},
+    "cut short": lambda entry: orjson.dumps(entry)[:-1],
+    "not JSON": lambda _entry: b"\x80\x04K\x01.",
+    "empty": lambda _entry: b"",
+    "not an object": lambda _entry: [1],
+    "nothing": lambda _entry: b"null",
+    "as text": lambda entry: orjson.dumps(entry).decode(),
+    "a number": lambda _entry: 1,
+    "of a later version": lambda entry: {**entry, "version": 2},
+    "of another fingerprint": lambda entry: {**entry, "fingerprint": "f" * 64},
+    "without a blob": lambda entry: {**entry, "blobs": []},
+    "with blobs that are none": lambda entry: {**entry, "blobs": {"digest": 1}},
+    "with a blob half said": lambda entry: {**entry, "blobs": [{"digest": "d" * 64}]},
+    "with a cost that is a float": lambda entry: {**entry, "cost_micros": 416000.0},
+    "with a cost that is true": lambda entry: {**entry, "cost_micros": True},
+    "with no time": lambda entry: {**entry, "made_at": None},
+    "with a seed that is text": lambda entry: {**entry, "seed": "42"},
+    "with a model that is none": lambda entry: {**entry, "model": None},
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGE)
+async def test_an_entry_that_cannot_be_read_is_counted_dropped_and_none(
+    opened: Opened, tmp_path: Path, damage: str
+) -> None:
+    cache = opened()
+    await cache.put(_generation(1))
+    await cache.put(_generation(2))
+    cache.close()
+    with _database(tmp_path) as database:
+        (entry,) = database.execute("SELECT value FROM Cache WHERE key = ?", (_fingerprint(1),)).fetchone()
+        damaged = _DAMAGE[damage](orjson.loads(entry))
+        if not isinstance(damaged, (bytes, str, int)):
+            damaged = orjson.dumps(damaged)
+        database.execute("UPDATE Cache SET value = ? WHERE key = ?", (damaged, _fingerprint(1)))
+
+    again = opened()
+
+    assert await again.get(_fingerprint(1)) is None
+    assert again.statistics().unreadable == 1
+    assert again.statistics().entries == 1
+    assert await again.get(_fingerprint(1)) is None
+    assert again.statistics().unreadable == 1
+    assert await again.get(_fingerprint(2)) == _generation(2)
+
+
+@pytest.mark.parametrize("before_the_start", [True, False])
+async def test_a_pickled_row_is_refused_counted_and_executes_nothing(
+    opened: Opened, tmp_path: Path, before_the_start: bool
+) -> None:
+    cache = opened(max_remembered=0)
+    await cache.put(_generation(1))
+    executed = tmp_path / "executed"
+    payload = f"cos\nsystem\n(S'touch {executed}'\ntR.".encode()
+    (tmp_path / "planted").write_bytes(payload)
+    if before_the_start:
+        cache.close()
+    with _database(tmp_path) as database:
+        database.execute("UPDATE Cache SET mode = 4, value = ?", (payload,))
+        database.execute(
+            "INSERT INTO Cache (key, raw, access_time, size, mode, value) VALUES (?, 0, 0, 0, 1, 1)",
+            (payload,),
+        )
+        database.execute(
+            "INSERT INTO Cache (key, raw, access_time, size, mode, filename) VALUES (?, 1, 0, 0, 4, ?)",
+            (_fingerprint(2), str(tmp_path / "planted")),
+        )
+
+    if before_the_start:
+        cache = opened()
+    assert await cache.get(_fingerprint(1)) is None
+    assert await cache.get(_fingerprint(2)) is None
+    await cache.put(_generation(3))
+
+    assert not executed.exists()
+    assert cache.statistics().unreadable == (3 if before_the_start else 2)
+    assert (tmp_path / "planted").exists(), "a row may not have a file removed either"
+    cache.close()
+    assert opened().statistics().unreadable == (0 if before_the_start else 1)
+    assert not executed.exists()
+
+
+async def test_nothing_is_ever_written_but_plain_rows(opened: Opened, tmp_path: Path) -> None:
+    cache = opened()
+    await cache.put(
+        dataclasses.replace(_generation(1), blobs=_generation(1).blobs * 2000)
+    )  # a long entry, too
+
+    with _database(tmp_path) as database:
+        rows = database.execute(
+            "SELECT typeof(key), raw, mode, filename, typeof(value) FROM Cache"
+        ).fetchall()
+    assert rows == [("text", 1, 1, None, "blob")]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} <= {
+        "cache.db",
+        "cache.db-wal",
+        "cache.db-shm",
+    }
+
+
+async def test_a_database_that_is_none_is_set_aside_and_an_empty_one_begun(
+    opened: Opened, tmp_path: Path
+) -> None:
+    opened().close()
+    garbage = os.urandom(40_000)
+    (tmp_path / "cache" / "cache.db").write_bytes(garbage)
+
+    cache = opened()
+
+    assert await cache.get(_fingerprint(1)) is None
+    await cache.put(_generation(1))
+    assert await cache.get(_fingerprint(1)) == _generation(1)
+    assert (tmp_path / "cache" / "cache.db.broken").read_bytes() == garbage
+
+
+async def test_the_limit_holds_and_the_least_recently_used_goes_first(opened: Opened) -> None:
+    now = 0.0
+    await (cache := opened(monotonic=lambda: now)).put(_generation(0))
+    entry_bytes = cache.statistics().bytes_stored
+    cache.close()
+    cache = opened(max_bytes=5 * entry_bytes, monotonic=lambda: now)
+    for number in range(1, 5):
+        await cache.put(_generation(number))
+    now = 61.0
+    assert await cache.get(_fingerprint(1)) is not None
+
+    await cache.put(_generation(5))
+    await cache.put(_generation(6))
+
+    assert cache.statistics().entries == 5
+    assert cache.statistics().bytes_stored == 5 * entry_bytes
+    assert cache.statistics().evicted == 2
+    there = [await cache.get(_fingerprint(number)) is not None for number in range(7)]
+    assert there == [False, True, False, True, True, True, True]
+    cache.close()
+    assert opened(max_bytes=3 * entry_bytes).statistics().entries == 3
+
+
+async def test_memory_holds_no_more_than_it_may_and_the_disk_has_the_rest(opened: Opened) -> None:
+    cache = opened(max_remembered=3)
+    for number in range(10):
+        await cache.put(_generation(number))
+
+    assert len(cache._remembered) == 3
+    assert [await cache.get(_fingerprint(number)) for number in range(10)] == [
+        _generation(n) for n in range(10)
+    ]
+    assert len(cache._remembered) == 3
+
+
+async def test_what_is_in_memory_needs_no_disk(opened: Opened, tmp_path: Path) -> None:
+    cache = opened()
+    await cache.put(_generation(1))
+    with _database(tmp_path) as database:
+        database.execute("BEGIN EXCLUSIVE")
+
+        assert await cache.get(_fingerprint(1)) == _generation(1)
+
+
+async def test_two_caches_on_one_directory_see_each_others_entries(opened: Opened) -> None:
+    one, two = opened(), opened()
+
+    await asyncio.gather(*(cache.put(_generation(n)) for n in range(10) for cache in (one, two)))
+    await one.put(_generation(11))
+
+    assert await two.get(_fingerprint(11)) == _generation(11)
+    await two.forget(_fingerprint(12))
+    await one.put(_generation(12))
+    assert await two.get(_fingerprint(12)) == _generation(12)
+
+
+async def test_a_disk_that_does_not_take_an_entry_is_unavailable_and_what_was_known_stays(
+    opened: Opened, tmp_path: Path
+) -> None:
+    cache = opened()
+    older, newer = _generation(1), dataclasses.replace(_generation(1), ticket=Ticket("newer"))
+    await cache.put(older)
+    with _database(tmp_path) as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON Cache BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        )
+        with pytest.raises(StorageUnavailable, match="database or disk is full") as raised:
+            await cache.put(newer)
+        assert str(tmp_path) not in str(raised.value)
+        assert await cache.get(older.fingerprint) == older
+        database.execute("DROP TRIGGER full")
+
+    await cache.put(newer)
+    assert await cache.get(older.fingerprint) == newer
+
+
+# ---- words
+
+
+def _fingerprint(number: int) -> Fingerprint:
+    return Fingerprint(f"{number:064x}")
+
+
+def _generation(number: int) -> Generation:
+    return Generation(
+        fingerprint=_fingerprint(number),
+        model="ltx-2-19b-t2v",
+        blobs=(Blob(Digest("d" * 64), 835_000, "video/mp4"), Blob(Digest("e" * 64), 12, "image/png")),
+        cost=Money(416_000),
+        purchase=PurchaseId("purchase"),
+        ticket=Ticket("ticket, “quoted”"),
+        made_at=1_795_000_000.5,
+        seconds=102.69,
+        seed=42,
+    )
+
+
+class _database:  # noqa: N801 -- reads as a word: with _database(...)
+    """The database, as somebody else sees it."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._closing = closing(sqlite3.connect(tmp_path / "cache" / "cache.db", isolation_level=None))
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._closing.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.__exit__()
+
+
+_CHILD = """
+import asyncio, sys
+from pathlib import Path
+from gateway.cache.disk import DiskGenerationCache
+from gateway.domain.generation import Blob, Generation
+from gateway.domain.money import Money
+
+async def main():
+    cache = DiskGenerationCache(Path(sys.argv[1]), max_bytes=1 << 26)
+    for number in range(1_000_000):
+        blob = Blob("d" * 64, 1, "video/mp4")
+        await cache.put(Generation(f"{number:064x}", "m", (blob,), Money(1), "p", "t", 1.0))
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def _child(tmp_path: Path) -> subprocess.Popen[str]:
+    """Another process that puts one entry after the other, and says which it has put."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(tmp_path / "cache")],
+        cwd=_PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
