@@ -17,7 +17,6 @@ from gateway.upstream.downloads import NETWORK_FAULTS, OnCall, word
 from gateway.upstream.limits import Limits
 from gateway.upstream.secret import Secret
 
-_KEY = re.compile(r"SG_[0-9A-Za-z]+")
 _LONGEST_QUOTE = 500
 
 _Outcome = TypeVar("_Outcome", Answer | Silence, aiohttp.ClientResponse | Answer | Silence)
@@ -53,7 +52,8 @@ class Wire:
 
     def quote(self, text: str) -> str:
         """A text of the upstream's, fit for callers: without keys, on one line, of sane length, without its full stop."""
-        clean = _KEY.sub("SG_...", text.replace(self._api_key.reveal(), "..."))
+        # In any case of letters: a host's name comes in small ones.
+        clean = re.sub(rf"{re.escape(self._api_key.reveal())}|SG_[0-9A-Z]+", "...", text, flags=re.IGNORECASE)
         clean = " ".join("".join(c if c.isprintable() else " " for c in clean).split())
         return (clean if len(clean) <= _LONGEST_QUOTE else clean[:_LONGEST_QUOTE] + "...").removesuffix(".")
 
