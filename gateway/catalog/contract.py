@@ -33,6 +33,10 @@ class Model(Protocol):
         """JSON Schema (2020-12) of its parameters, defaults included."""
 
     @property
+    def example(self) -> Mapping[str, Json]:
+        """Parameters that it takes, to show and to price."""
+
+    @property
     def protocol(self) -> str:
         """How the upstream is asked: `v2` (submit and poll) or `v1` (one long call)."""
 

@@ -79,6 +79,7 @@ class _Model:
     checked: Schema
     priced: PriceRule
     usual_seconds: float
+    example: Mapping[str, Json]
 
     @property
     def schema(self) -> Mapping[str, Json]:
@@ -214,6 +215,7 @@ def _model(name: str, file: ModelFile) -> Model:
         checked=_schema(file),
         priced=_rule(name, file.price),
         usual_seconds=file.expected_seconds,
+        example=file.example,
     )
 
 

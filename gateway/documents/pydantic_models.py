@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+_SUBJECT = re.compile(r"^(Input|String|List|Tuple|Set|Frozenset|Dictionary|Value error,) ")
 _LONGEST_SHOWN = 60
 
 
@@ -60,7 +62,7 @@ def _place(value: Json, detail: ErrorDetails) -> Place:
 
 def _problem(detail: ErrorDetails, place: Place, model: object, entry: str) -> str:
     given = detail["input"]
-    wanted = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    wanted = _SUBJECT.sub("", detail["msg"])
     match detail["type"]:
         case kind if kind in _MISSING:
             return "is missing"
@@ -71,6 +73,8 @@ def _problem(detail: ErrorDetails, place: Place, model: object, entry: str) -> s
             return f"unknown {entry} {place[-1]}{hint}"
         case "value_error":
             return wanted  # a validator of ours, with a sentence of its own
+        case "too_short" | "too_long":
+            return wanted.replace(" after validation", "")
         case "bool_type":
             wanted = "should be true or false"
         case "union_tag_not_found":
