@@ -147,8 +147,6 @@ def _unwritable(value: Json, depth: int = 1) -> str | None:
     if depth > _DEEPEST:
         return f"is nested more than {_DEEPEST} deep"
     match value:
-        case bool():
-            return None
         case float() if not math.isfinite(value):
             return "is not a finite number"
         case int() | float() if abs(value) > GREATEST_INTEGER:

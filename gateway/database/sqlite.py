@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from gateway.database.errors import DatabaseTooNew
 from gateway.domain.errors import StorageUnavailable
 
 T = TypeVar("T")
@@ -20,10 +21,6 @@ Work = Callable[[sqlite3.Connection], T]
 
 _BUSY_TIMEOUT_SECONDS = 10.0
 _MOST_IN_ONE_COMMIT = 512
-
-
-class DatabaseTooNew(Exception):
-    """The file was written by a newer gateway; opening it with this one could lose what it does not know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@
     │   ├── Unauthenticated       no key, an unknown key, a revoked key
     │   ├── ModelForbidden        not for this tenant
     │   ├── PriceUnknown          nobody can say what it would cost, so it is not sold
-    │   ├── ModelUnknown, RequestUnknown, BlobUnknown
+    │   ├── ModelUnknown, RequestUnknown, BlobUnknown, RouteUnknown
+    │   ├── MethodNotAllowed, MediaTypeUnsupported, BodyTooLarge, BodyTimeout
+    │   ├── LinkInvalid           a link to media that is forged, or has run out
     │   └── BudgetExceeded        it does not fit; waiting for a retry will not change that
     ├── NotBought                 the upstream was asked, and proved not to have sold anything
     │   ├── UpstreamRefused       it found fault with the request
@@ -132,6 +134,34 @@ class RequestUnknown(RequestRefused):
 
 class BlobUnknown(RequestRefused):
     code = "blob_not_found"
+
+
+class RouteUnknown(RequestRefused):
+    code = "route_not_found"
+
+
+class MethodNotAllowed(RequestRefused):
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: Sequence[str]) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+
+class MediaTypeUnsupported(RequestRefused):
+    code = "unsupported_media_type"
+
+
+class BodyTooLarge(RequestRefused):
+    code = "body_too_large"
+
+
+class BodyTimeout(RequestRefused):
+    code = "body_timeout"
+
+
+class LinkInvalid(RequestRefused):
+    code = "link_invalid"
 
 
 class BudgetExceeded(RequestRefused):

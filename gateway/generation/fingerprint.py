@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import rfc8785
 
@@ -19,7 +20,7 @@ def fingerprint_of(model: str, parameters: Parameters, *, scope: str | None = No
     `parameters` are complete: checked, with defaults filled in and the seed that will be sent. `scope` names the
     tenant for whom the request is private; without it the same request of two tenants is the same request.
     """
-    named = {"schema": SCHEMA_VERSION, "model": model, "parameters": dict(parameters)}
+    named: Any = {"schema": SCHEMA_VERSION, "model": model, "parameters": dict(parameters)}
     if scope is not None:
         named["scope"] = scope
     return Fingerprint(hashlib.sha256(rfc8785.dumps(named)).hexdigest())

@@ -7,34 +7,31 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+C = TypeVar("C")
 T = TypeVar("T")
 
 
-class Flight(Generic[T]):
+class Flight(Generic[C, T]):
     """One piece of work for many callers. It belongs to none of them: whoever leaves, it goes on."""
 
-    def __init__(self, work: Callable[[Flight[T]], Awaitable[T]]) -> None:
-        self._cleared: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, work: Callable[[Flight[C, T]], Awaitable[T]]) -> None:
+        self._cleared: asyncio.Future[C | None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(work))
 
-    def clear(self) -> None:
+    def clear(self, clearance: C | None) -> None:
         """Said by the work itself: from here on, nothing can refuse those on board."""
         if not self._cleared.done():
-            self._cleared.set_result(None)
+            self._cleared.set_result(clearance)
 
-    async def clearance(self) -> None:
-        """Wait until the work has been cleared or has ended; raises what ended it."""
-        await asyncio.shield(self._cleared)
+    async def clearance(self) -> C | None:
+        """Wait until the work has been cleared or has ended, and with what; raises what ended it."""
+        return await asyncio.shield(self._cleared)
 
     async def landing(self) -> T:
         """What the work returns; it raises what the work raises. Being cancelled ends the waiting only."""
         return await asyncio.shield(self._task)
 
-    def cancel(self) -> None:
-        """End the work itself."""
-        self._task.cancel()
-
-    async def _run(self, work: Callable[[Flight[T]], Awaitable[T]]) -> T:
+    async def _run(self, work: Callable[[Flight[C, T]], Awaitable[T]]) -> T:
         try:
             value = await work(self)
         except BaseException as error:
@@ -45,7 +42,7 @@ class Flight(Generic[T]):
                 )
             self._cleared.exception()
             raise
-        self.clear()
+        self.clear(None)
         return value
 
 
@@ -53,16 +50,19 @@ class FlightCancelled(Exception):
     """The work was called off before it was cleared."""
 
 
-class SingleFlight(Generic[K, T]):
+class SingleFlight(Generic[K, C, T]):
     """The flights that are in the air, by key."""
 
     def __init__(self) -> None:
-        self._flights: dict[K, Flight[T]] = {}
+        self._flights: dict[K, Flight[C, T]] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
 
-    def board(self, key: K, work: Callable[[Flight[T]], Awaitable[T]]) -> tuple[Flight[T], bool]:
+    def __contains__(self, key: K) -> bool:
+        return key in self._flights
+
+    def board(self, key: K, work: Callable[[Flight[C, T]], Awaitable[T]]) -> tuple[Flight[C, T], bool]:
         """The flight for `key`, and whether it was already in the air; else `work` takes off.
 
         Decides without awaiting: between looking for a flight and taking off nobody else can run.

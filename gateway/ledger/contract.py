@@ -136,7 +136,10 @@ class Custody(Protocol):
         """All of them, oldest first."""
 
     async def adopt(self, purchase: PurchaseId) -> Held | Sent | Bought | None:
-        """Take over an open purchase whose owner is dead or silent; None if it is in good hands, unknown or ended."""
+        """Take over an open purchase whose owner is dead or silent, or this process itself: earlier claims end.
+
+        None if it is in another's good hands, unknown, or ended.
+        """
 
     async def renew(self) -> None:
         """Show that this process is alive: extend the lease on every purchase that it owns."""
@@ -156,13 +159,21 @@ class Balance:
         return self.budget.limit - self.spent - self.reserved
 
 
+def remaining(balances: Sequence[Balance]) -> Money | None:
+    """What a tenant can still spend: what its tightest budget leaves; None for one without a limit."""
+    return min((balance.remaining for balance in balances), default=None)
+
+
 class Statements(Protocol):
     """For those who only read the books."""
 
     async def balances(self, tenant: str, budgets: Sequence[Budget]) -> Sequence[Balance]: ...
 
-    async def spent_by_model(self, tenant: str) -> Mapping[str, Money]:
-        """Everything ever spent by the tenant."""
+    async def spent(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
+        """Everything ever spent, by tenant and model; of one tenant only, if one is named."""
 
-    async def reserved_by_model(self, tenant: str) -> Mapping[str, Money]:
-        """What is held for the tenant's open purchases."""
+    async def reserved(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
+        """What is held for open purchases, by tenant and model; of one tenant only, if one is named."""
+
+    async def unknown(self) -> Money:
+        """The part of what is held of which nobody can say whether anything was bought."""

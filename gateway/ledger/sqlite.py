@@ -66,6 +66,7 @@ _SCHEMA = (
         WHERE state IN ('queued', 'sending', 'running', 'unknown');
     CREATE INDEX open_purchases ON purchases (tenant, day, held_micros, model)
         WHERE state IN ('queued', 'sending', 'running', 'unknown');
+    CREATE INDEX unknown_purchases ON purchases (held_micros) WHERE state = 'unknown';
     CREATE INDEX newest_purchases ON purchases (fingerprint, serial) WHERE state != 'released';
     CREATE TABLE spending (
         tenant       TEXT    NOT NULL,
@@ -296,10 +297,10 @@ class SqliteLedger:
         if not rows:
             return None
         row = rows[0]
-        in_good_hands = row["owner"] == self._owner or (
-            row["lease_until"] > now and self._is_alive(row["owner"])
+        in_anothers_good_hands = (
+            row["owner"] != self._owner and row["lease_until"] > now and self._is_alive(row["owner"])
         )
-        if in_good_hands:
+        if in_anothers_good_hands:
             return None
         fence = row["fence"] + 1
         connection.execute(
@@ -332,21 +333,30 @@ class SqliteLedger:
             lambda connection: [_balance(connection, now, tenant, budget) for budget in budgets]
         )
 
-    async def spent_by_model(self, tenant: str) -> Mapping[str, Money]:
-        return await self._sums(
-            "SELECT model, SUM(spent_micros) AS micros FROM spending WHERE tenant = ? GROUP BY model", tenant
-        )
+    async def spent(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
+        return await self._sums("spent_micros", "spending", "TRUE", tenant)
 
-    async def reserved_by_model(self, tenant: str) -> Mapping[str, Money]:
-        return await self._sums(
-            f"SELECT model, SUM(held_micros) AS micros FROM purchases WHERE tenant = ? AND {_OPEN} GROUP BY model",
-            tenant,
-        )
+    async def reserved(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
+        return await self._sums("held_micros", "purchases", _OPEN, tenant)
 
-    async def _sums(self, query: str, tenant: str) -> Mapping[str, Money]:
+    async def unknown(self) -> Money:
+        def work(connection: sqlite3.Connection) -> Money:
+            query = "SELECT COALESCE(SUM(held_micros), 0) FROM purchases WHERE state = 'unknown'"
+            return Money(connection.execute(query).fetchone()[0])
+
+        return await self._database.read(work)
+
+    async def _sums(
+        self, column: str, table: str, condition: str, tenant: str | None
+    ) -> Mapping[tuple[str, str], Money]:
+        query = (
+            f"SELECT tenant, model, SUM({column}) FROM {table} "
+            f"WHERE {condition} AND (? IS NULL OR tenant = ?) GROUP BY tenant, model"
+        )
         return await self._database.read(
             lambda connection: {
-                row["model"]: Money(row["micros"]) for row in _rows(connection, query, tenant)
+                (tenant, model): Money(micros)
+                for tenant, model, micros in connection.execute(query, (tenant, tenant))
             }
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest, Json
-from gateway.domain.identity import RequestId
+from gateway.domain.identity import PurchaseId, RequestId
 from gateway.domain.money import Money
 
 
@@ -38,8 +38,12 @@ class RequestRecord:
 
     id: RequestId
     tenant: str
+    key_id: str
     request: GenerationRequest
     submitted_at: float
+    purchase: PurchaseId | None = None
+    """The purchase that was made for this very request; None for one that hit or joined."""
+
     concluded_at: float | None = None
     outcome: Outcome | None = None
     """None while it is being worked on."""
@@ -97,5 +101,5 @@ class Tallies(Protocol):
     async def flush(self) -> None:
         """Write down what was counted so far."""
 
-    async def by_model(self, tenant: str) -> Mapping[str, Tally]:
-        """Everything counted for the tenant, the last moment included."""
+    async def totals(self, tenant: str | None = None) -> Mapping[tuple[str, str], Tally]:
+        """Everything counted, by tenant and model, the last moment included; of one tenant only, if one is named."""

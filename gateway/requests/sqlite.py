@@ -10,7 +10,7 @@ from typing import Any
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest, Json
-from gateway.domain.identity import Fingerprint, RequestId
+from gateway.domain.identity import Fingerprint, PurchaseId, RequestId
 from gateway.domain.money import Money
 from gateway.requests.contract import Completed, Failed, Outcome, RequestRecord, Tally
 
@@ -19,8 +19,10 @@ _SCHEMA = (
     CREATE TABLE requests (
         id           TEXT NOT NULL PRIMARY KEY,
         tenant       TEXT NOT NULL,
+        key_id       TEXT NOT NULL,
         request      TEXT NOT NULL,
         submitted_at REAL NOT NULL,
+        purchase     TEXT,
         concluded_at REAL,
         outcome      TEXT,
         CHECK ((concluded_at IS NULL) = (outcome IS NULL))
@@ -54,13 +56,15 @@ class SqliteRequestRecords:
         row = (
             record.id,
             record.tenant,
+            record.key_id,
             json.dumps(_request_to_json(record.request), ensure_ascii=False),
             record.submitted_at,
+            record.purchase,
             record.concluded_at,
             _outcome_to_text(record.outcome) if record.outcome else None,
         )
         await self._database.write(
-            lambda connection: connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", row)
+            lambda connection: connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         )
 
     async def conclude(self, request: RequestId, outcome: Outcome) -> None:
@@ -126,17 +130,17 @@ class SqliteTallies:
                 self._counted[place] = self._counted.get(place, Tally()) + tally
             raise
 
-    async def by_model(self, tenant: str) -> Mapping[str, Tally]:
+    async def totals(self, tenant: str | None = None) -> Mapping[tuple[str, str], Tally]:
         await self.flush()
         query = (
-            "SELECT model, hits, misses, collapsed, bypasses, saved_by_hits_micros, saved_by_joining_micros "
-            "FROM tallies WHERE tenant = ?"
+            "SELECT tenant, model, hits, misses, collapsed, bypasses, saved_by_hits_micros, "
+            "saved_by_joining_micros FROM tallies WHERE ? IS NULL OR tenant = ?"
         )
         return await self._database.read(
             lambda connection: {
-                model: Tally(hits, misses, collapsed, bypasses, Money(by_hits), Money(by_joining))
-                for model, hits, misses, collapsed, bypasses, by_hits, by_joining in connection.execute(
-                    query, (tenant,)
+                (tenant, model): Tally(hits, misses, collapsed, bypasses, Money(by_hits), Money(by_joining))
+                for tenant, model, hits, misses, collapsed, bypasses, by_hits, by_joining in connection.execute(
+                    query, (tenant, tenant)
                 )
             }
         )
@@ -167,16 +171,20 @@ def _add(connection: sqlite3.Connection, counted: Mapping[tuple[str, str], Tally
 def _record(
     identity: str,
     tenant: str,
+    key_id: str,
     request: str,
     submitted_at: float,
+    purchase: str | None,
     concluded_at: float | None,
     outcome: str | None,
 ) -> RequestRecord:
     return RequestRecord(
         id=RequestId(identity),
         tenant=tenant,
+        key_id=key_id,
         request=_request_from_json(json.loads(request)),
         submitted_at=submitted_at,
+        purchase=PurchaseId(purchase) if purchase else None,
         concluded_at=concluded_at,
         outcome=_outcome_from_text(outcome) if outcome else None,
     )

@@ -1,0 +1,416 @@
+"""Settings in, running gateway out: the one place that names implementations."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from gateway.blobs.disk import DiskBlobStore
+from gateway.cache.disk import DiskGenerationCache
+from gateway.catalog.contract import Catalog
+from gateway.catalog.yaml_files import load_catalog
+from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.clock import Clock
+from gateway.domain.errors import GatewayError
+from gateway.domain.money import Money
+from gateway.domain.tenant import Caller
+from gateway.generation.housekeeping import Housekeeping
+from gateway.generation.inspection import inspect
+from gateway.generation.scheduling import FairSlots
+from gateway.generation.service import GenerationService
+from gateway.http import routes
+from gateway.http.account import Account
+from gateway.http.blobs import Blobs
+from gateway.http.front_door import FrontDoor
+from gateway.http.generations import Generations
+from gateway.http.links import Links
+from gateway.http.operations import Operations
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
+from gateway.settings import Settings, UpstreamSettings
+from gateway.telemetry.metrics import BudgetReading, Metrics, Reading
+from gateway.tenants.contract import Tenants, TenantUnknown
+from gateway.tenants.sqlite import SqliteKeys
+from gateway.tenants.yaml_files import load_tenants
+from gateway.upstream.limits import Limits
+from gateway.upstream.secret import Secret
+from gateway.upstream.segmind import SegmindUpstream
+
+SYSTEM_CLOCK: Clock = time.time  # noqa: TID251 -- here it becomes the argument that everybody else is given
+
+SANDBOX_KEY = "SG_0123456789abcdef"
+"""The key of the sandbox's first account. It opens nothing else."""
+
+_SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
+_LINK_SECRET_BYTES = 32
+
+
+class CannotStart(Exception):
+    """The gateway cannot be started as it is configured; the text says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGateway:
+    """A gateway that answers."""
+
+    url: str
+    operations_url: str
+    keys: SqliteKeys
+    service: GenerationService
+    shutdown_grace_seconds: float
+
+    async def drain(self) -> None:
+        """Take no new work, and wait for what is under way for as long as the settings say."""
+        await self.service.drain(self.shutdown_grace_seconds)
+
+
+@asynccontextmanager
+async def running_gateway(
+    settings: Settings,
+    *,
+    environment: Mapping[str, str],
+    sandbox_url: str | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> AsyncIterator[RunningGateway]:
+    """The gateway, listening, for as long as the block runs.
+
+    `sandbox_url` is where the sandbox listens, for `upstream.kind: sandbox`. Raises CannotStart, DocumentInvalid.
+    """
+    catalog, tenants = declared(settings)
+    metrics = Metrics()
+    async with AsyncExitStack() as closing:
+        directory = _prepared(settings.storage.directory)
+        closing.callback(os.close, _locked(directory))
+        database = SqliteDatabase(directory / "ledger.sqlite3")
+        closing.callback(database.close)
+        ledger = SqliteLedger(
+            database,
+            clock=clock,
+            owner=uuid.uuid4().hex,
+            # Only one gateway at a time has the directory: whoever else owns a purchase is dead.
+            is_alive=lambda _owner: False,
+            lease_seconds=settings.ledger.lease_seconds,
+        )
+        records = SqliteRequestRecords(database, clock=clock)
+        tallies = SqliteTallies(database)
+        keys = SqliteKeys(database, tenants=tenants, clock=clock)
+        closing.callback(keys.close)
+        cache = await asyncio.to_thread(
+            DiskGenerationCache, directory / "cache", max_bytes=settings.storage.entries_max_bytes
+        )
+        closing.callback(cache.close)
+        blobs = await asyncio.to_thread(
+            DiskBlobStore, directory / "blobs", max_bytes=settings.storage.max_bytes
+        )
+        closing.callback(blobs.close)
+        upstream = await closing.enter_async_context(
+            _upstream(settings, catalog, metrics, environment, sandbox_url, clock)
+        )
+        slots = FairSlots(slots=settings.upstream.slots, most_waiting=settings.upstream.most_waiting)
+        service = GenerationService(
+            cache=cache,
+            blobs=blobs,
+            inspect=inspect,
+            ledger=ledger,
+            custody=ledger,
+            records=records,
+            tallies=tallies,
+            upstream=upstream,
+            slots=slots,
+            metrics=metrics,
+            clock=clock,
+            recollect_seconds=settings.upstream.recollect_seconds,
+            identify=lambda tenant, key: _identified(tenants, tenant, key),
+        )
+        closing.push_async_callback(tallies.flush)
+        closing.push_async_callback(service.drain, 0.0)
+        front_door = FrontDoor(
+            keys=keys,
+            metrics=metrics,
+            max_body_bytes=settings.listen.max_body_bytes,
+            body_timeout_seconds=settings.listen.body_timeout_seconds,
+        )
+        links = Links(_link_secret(directory), lifetime_seconds=settings.links.lifetime_seconds, clock=clock)
+        front = routes.front(
+            front_door=front_door,
+            generations=Generations(
+                front_door=front_door,
+                catalog=catalog,
+                service=service,
+                blobs=blobs,
+                statements=ledger,
+                links=links,
+                public_url=settings.listen.public_url,
+                clock=clock,
+            ),
+            account=Account(front_door, catalog, ledger, tallies, clock),
+            blobs=Blobs(blobs, links),
+        )
+
+        async def read() -> Reading:
+            return await _reading(tenants, ledger, tallies, cache, blobs, service, slots)
+
+        async def obstacle() -> str | None:
+            if service.closing:
+                return "shutting down"
+            try:
+                await ledger.renew()
+            except GatewayError as error:
+                return str(error)
+            return None
+
+        operations = routes.operations(Operations(metrics=metrics, read=read, obstacle=obstacle))
+        housekeeping = asyncio.create_task(
+            Housekeeping(
+                service=service,
+                custody=ledger,
+                records=records,
+                tallies=tallies,
+                clock=clock,
+                lease_seconds=settings.ledger.lease_seconds,
+                retention_seconds=settings.requests.retention_seconds,
+            ).run()
+        )
+        closing.push_async_callback(_cancelled, housekeeping)
+        listen = settings.listen
+        operations_url = await closing.enter_async_context(
+            listening(
+                operations, settings.operations.host, settings.operations.port, listen.keepalive_seconds
+            )
+        )
+        url = await closing.enter_async_context(
+            listening(front, listen.host, listen.port, listen.keepalive_seconds)
+        )
+        yield RunningGateway(url, operations_url, keys, service, settings.shutdown.grace_seconds)
+
+
+def declared(settings: Settings) -> tuple[Catalog, Tenants]:
+    """The models and the tenants that the settings lead to. Raises DocumentInvalid."""
+    catalog = load_catalog(settings.models)
+    return catalog, load_tenants(settings.tenants, models=[model.name for model in catalog])
+
+
+@asynccontextmanager
+async def opened_keys(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteKeys]:
+    """The tenants' keys alone, for commands; a gateway may be running on the same ledger."""
+    _, tenants = declared(settings)
+    database = SqliteDatabase(_prepared(settings.storage.directory) / "ledger.sqlite3")
+    try:
+        keys = SqliteKeys(database, tenants=tenants, clock=clock)
+        try:
+            yield keys
+        finally:
+            keys.close()
+    finally:
+        database.close()
+
+
+@asynccontextmanager
+async def _upstream(
+    settings: Settings,
+    catalog: Catalog,
+    metrics: Metrics,
+    environment: Mapping[str, str],
+    sandbox_url: str | None,
+    clock: Clock,
+) -> AsyncIterator[SegmindUpstream]:
+    ours = settings.upstream
+    pace = 1.0
+    if ours.kind == "sandbox":
+        base_url = sandbox_url or f"http://{settings.sandbox.host}:{settings.sandbox.port}"
+        key, hosts, history_url = Secret(SANDBOX_KEY), frozenset({settings.sandbox.host}), base_url
+        # What works fifty times as fast is asked fifty times as often.
+        pace = min(1.0, max(settings.sandbox.time_scale, 0.01))
+    else:
+        base_url, key, hosts = ours.base_url, _account_key(ours, environment), ours.result_hosts
+        is_segmind = base_url == UpstreamSettings().base_url
+        history_url = ours.history_url or (_SEGMIND_HISTORY_URL if is_segmind else base_url)
+
+    def on_call(operation: str, status: str, _seconds: float) -> None:
+        metrics.upstream_requests.labels(operation, status).inc()
+
+    async with SegmindUpstream.open(
+        base_url=base_url,
+        api_key=key,
+        clock=clock,
+        on_call=on_call,
+        result_hosts=hosts,
+        history_url=history_url,
+        protocols={model.name: model.protocol for model in catalog},
+        text_models=frozenset(
+            model.name for model in catalog if model.media_type.startswith(("text/", "application/json"))
+        ),
+        limits=Limits(
+            connections=ours.connections,
+            connect_seconds=ours.connect_timeout_seconds,
+            answer_seconds=ours.answer_timeout_seconds,
+            submit_attempts=ours.submit_attempts,
+            poll_first_seconds=ours.poll_first_seconds * pace,
+            poll_longest_seconds=ours.poll_longest_seconds * pace,
+        ),
+    ) as upstream:
+        yield upstream
+
+
+def _account_key(upstream: UpstreamSettings, environment: Mapping[str, str]) -> Secret:
+    if upstream.api_key_file is not None:
+        try:
+            key = upstream.api_key_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise CannotStart(
+                f"upstream.api_key_file: the file cannot be read ({error.strerror}); it is to hold the account's key."
+            ) from error
+        source = "the file that upstream.api_key_file names"
+    else:
+        variable = upstream.api_key_env or ""
+        key = environment.get(variable, "").strip()
+        source = f"the environment variable {variable} (upstream.api_key_env)"
+    if not key:
+        raise CannotStart(
+            f"The upstream account's key is missing: put it into {source}, or set upstream.kind to sandbox "
+            "to try the gateway without an account."
+        )
+    return Secret(key)
+
+
+async def _reading(
+    tenants: Tenants,
+    ledger: SqliteLedger,
+    tallies: SqliteTallies,
+    cache: DiskGenerationCache,
+    blobs: DiskBlobStore,
+    service: GenerationService,
+    slots: FairSlots,
+) -> Reading:
+    reserved: dict[str, Money] = {tenant.name: Money.ZERO for tenant in tenants}
+    for (tenant_name, _), amount in (await ledger.reserved()).items():
+        reserved[tenant_name] = reserved.get(tenant_name, Money.ZERO) + amount
+    saved: dict[tuple[str, str, str], Money] = {}
+    for place, tally in (await tallies.totals()).items():
+        saved[*place, "hit"] = tally.saved_by_hits
+        saved[*place, "collapsed"] = tally.saved_by_joining
+    budgets = [
+        BudgetReading(tenant.name, balance.budget.per.value, balance.budget.limit, balance.remaining)
+        for tenant in tenants
+        for balance in await ledger.balances(tenant.name, tenant.budgets)
+    ]
+    stored, remembered = blobs.statistics(), cache.statistics()
+    return Reading(
+        spent=await ledger.spent(),
+        saved=saved,
+        reserved=reserved,
+        unknown=await ledger.unknown(),
+        budgets=budgets,
+        cache_entries=remembered.entries,
+        blob_bytes=stored.bytes_stored,
+        evictions=stored.evicted,
+        corrupt={"blob": stored.corrupted, "missing": stored.missing, "entry": remembered.unreadable},
+        in_flight=service.in_flight,
+        waiting=slots.waiting,
+    )
+
+
+def _identified(tenants: Tenants, tenant: str, key_id: str) -> Caller | None:
+    try:
+        return Caller(tenants.find(tenant), key_id)
+    except TenantUnknown:
+        return None
+
+
+def _prepared(directory: Path) -> Path:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"storage.directory {directory} cannot be made: {error.strerror}.") from error
+    return directory
+
+
+def _locked(directory: Path) -> int:
+    """A lock on the storage directory that ends with this process, however it ends."""
+    try:
+        handle = os.open(directory / "gateway.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(f"storage.directory {directory} is not writable: {error.strerror}.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise CannotStart(
+            f"Another gateway is running on storage.directory {directory}: stop it, or use another directory."
+        ) from error
+    return handle
+
+
+def _link_secret(directory: Path) -> bytes:
+    """What links to media are signed with: made at the first start, so that links outlive the process."""
+    path = directory / "links.key"
+    with suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(_LINK_SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    secret = path.read_bytes()
+    if len(secret) != _LINK_SECRET_BYTES:
+        raise CannotStart(
+            "links.key under storage.directory is not whole: remove it, and links will be made anew."
+        )
+    return secret
+
+
+@asynccontextmanager
+async def listening(
+    application: web.Application, host: str, port: int, keepalive_seconds: float
+) -> AsyncIterator[str]:
+    """`application`, answering at the URL that is given. Raises CannotStart."""
+    application.on_response_prepare.append(_named)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        keepalive_timeout=keepalive_seconds,
+        shutdown_timeout=5.0,
+        # A caller who hangs up ends its own waiting, and no generation: those are tasks of the service.
+        handler_cancellation=True,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            raise CannotStart(
+                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what is listening there, or choose another "
+                "port with --set (listen.port, operations.port, sandbox.port)."
+            ) from error
+        yield f"http://{_bracketed(host)}:{_port(runner.addresses)}"
+    finally:
+        await runner.cleanup()
+
+
+async def _named(_: web.Request, response: web.StreamResponse) -> None:
+    # Which versions of what we run is nobody's business.
+    response.headers.setdefault("Server", "generation-gateway")
+
+
+def _port(addresses: Sequence[tuple[object, ...]]) -> object:
+    return addresses[0][1]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

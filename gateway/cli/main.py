@@ -1,0 +1,43 @@
+"""The `gateway` command."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App
+
+from gateway import __version__
+from gateway.app import CannotStart
+from gateway.database.errors import DatabaseTooNew
+from gateway.documents.yaml_files import DocumentInvalid
+from gateway.domain.errors import GatewayError
+from gateway.tenants.contract import KeyUnknown, TenantUnknown
+
+app = App(
+    name="gateway",
+    help="A caching gateway in front of paid generative-media APIs: an identical request is paid for once.",
+    version=__version__,
+)
+# By name: a command brings only what it needs itself, and the sandbox needs a video encoder.
+app.command("gateway.cli.serve:serve", help="Run the gateway.")
+app.command("gateway.cli.sandbox:sandbox", help="Run the stand-in for the upstream alone, on a port.")
+app.command("gateway.cli.keys:keys", help="Make, list and revoke tenants' keys.")
+app.command("gateway.cli.config:config", help="Check the configuration.")
+app.command("gateway.cli.models:models", help="List the models, or show one.")
+
+
+def main() -> None:
+    """Run the command that was asked for; what is wrong is said on standard error, in a line or a few."""
+    try:
+        app()
+    except (
+        CannotStart,
+        DatabaseTooNew,
+        DocumentInvalid,
+        GatewayError,
+        KeyUnknown,
+        TenantUnknown,
+    ) as error:
+        sys.exit(f"gateway: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,33 @@
+"""What every command takes: where the configuration is, and what is to be said instead of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from gateway.settings import CONFIG_VARIABLE, Settings, load_settings
+
+_DEFAULT_CONFIG = Path("config/gateway.yaml")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where the settings come from."""
+
+    config: Annotated[Path, Parameter(env_var=CONFIG_VARIABLE)] = _DEFAULT_CONFIG
+    """The configuration file."""
+
+    set: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    """section.name=value instead of what the file says; may be repeated."""
+
+    def settings(self) -> Settings:
+        """The settings. Raises DocumentInvalid."""
+        return load_settings(self.config, overrides=self.set, environment=os.environ)
+
+
+FILE_AND_ENVIRONMENT = Options()

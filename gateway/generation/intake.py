@@ -1,0 +1,94 @@
+"""From a caller's JSON to a request that is valid, complete, named and priced."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from gateway.catalog.contract import Model
+from gateway.domain.errors import MalformedRequest, ModelForbidden
+from gateway.domain.generation import GenerationRequest, Json
+from gateway.domain.tenant import Tenant
+from gateway.generation.fingerprint import fingerprint_of
+
+SEED = "seed"
+ANY_SEED = -1
+"""What a caller sends for something new each time."""
+
+_SEEDS = 2**31 - 1
+
+
+def parse(body: bytes) -> Mapping[str, Json]:
+    """The JSON object in a request's body. Raises MalformedRequest.
+
+    Stricter than the upstream where leniency would change what is bought: a name given twice is refused, since
+    one of its values would be lost; so are NaN and Infinity, which are not JSON.
+    """
+    try:
+        value = json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise MalformedRequest("The body is not UTF-8: send JSON encoded as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise MalformedRequest(
+            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
+            'Send the parameters as one object: {"prompt": "..."}.'
+        ) from error
+    except RecursionError as error:
+        raise MalformedRequest("The body is nested too deeply to be a request.") from error
+    except ValueError as error:
+        raise MalformedRequest(f"The body is not JSON that can be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise MalformedRequest(
+            f'The body is JSON, but not an object: send the parameters at top level, as {{"prompt": "..."}}, '
+            f"not {_kind(value)}."
+        )
+    return value
+
+
+def name(tenant: Tenant, model: Model, given: Mapping[str, Json]) -> GenerationRequest:
+    """What `tenant` asks of `model`: every parameter there, the seed that will be sent, the price that will be held.
+
+    Raises ModelForbidden, InvalidParameters and PriceUnknown.
+    """
+    if tenant.models is not None and model.name not in tenant.models:
+        allowed = ", ".join(sorted(tenant.models)) or "none"
+        raise ModelForbidden(
+            f"{tenant.name} may not use {model.name}. Allowed models: {allowed}. "
+            "Whoever runs this gateway can add it to the tenant's `models`."
+        )
+    parameters = model.complete(given)
+    fresh = parameters.get(SEED) == ANY_SEED and not isinstance(parameters.get(SEED), bool)
+    if fresh:
+        parameters = {**parameters, SEED: 1 + secrets.randbelow(_SEEDS)}
+    seed = parameters.get(SEED)
+    return GenerationRequest(
+        model=model.name,
+        parameters=parameters,
+        fingerprint=fingerprint_of(
+            model.name, parameters, scope=tenant.name if tenant.private_cache else None
+        ),
+        price=model.price(parameters),
+        seed=seed if isinstance(seed, int) else None,
+        fresh=fresh,
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise MalformedRequest(f"The body names {twice!r} more than once: send it once.")
+    return members
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise MalformedRequest(f"The body holds {constant}, which is not JSON: send a number.")
+
+
+def _kind(value: object) -> str:
+    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(
+        type(value), "a number"
+    )

@@ -1,0 +1,125 @@
+"""What a tenant may know of its own account: credits, usage, models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from gateway.catalog.contract import Catalog, Model
+from gateway.domain.clock import Clock
+from gateway.domain.errors import PriceUnknown
+from gateway.domain.generation import Json
+from gateway.domain.money import Money
+from gateway.http.errors import json_response
+from gateway.http.front_door import FrontDoor
+from gateway.ledger.contract import Balance, Statements, remaining
+from gateway.requests.contract import Tallies, Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """GET /v1/get-user-credits, /v1/usage and /v1/models."""
+
+    front_door: FrontDoor
+    catalog: Catalog
+    statements: Statements
+    tallies: Tallies
+    clock: Clock
+
+    async def get_credits(self, request: web.Request) -> web.Response:
+        """What is left of the tenant's tightest budget, in the upstream's shape; null where there is no limit."""
+        tenant = self.front_door.caller(request).tenant
+        left = remaining(await self.statements.balances(tenant.name, tenant.budgets))
+        return json_response({"credits": None if left is None else left.usd_number, "free-credits": 0.0})
+
+    async def get_usage(self, request: web.Request) -> web.Response:
+        """Spent, reserved and saved, in all and by model, and every budget as it stands."""
+        tenant = self.front_door.caller(request).tenant
+        spent = await self.statements.spent(tenant.name)
+        reserved = await self.statements.reserved(tenant.name)
+        tallies = await self.tallies.totals(tenant.name)
+        balances = await self.statements.balances(tenant.name, tenant.budgets)
+        places = sorted({*spent, *reserved, *tallies})
+        everything = sum(tallies.values(), start=Tally())
+        return json_response(
+            {
+                "tenant": tenant.name,
+                "as_of": datetime.fromtimestamp(self.clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                **_line(
+                    sum(spent.values(), start=Money.ZERO),
+                    sum(reserved.values(), start=Money.ZERO),
+                    everything,
+                ),
+                "budgets": [self._budget(balance) for balance in balances],
+                "models": {
+                    place[1]: _line(
+                        spent.get(place, Money.ZERO),
+                        reserved.get(place, Money.ZERO),
+                        tallies.get(place, Tally()),
+                    )
+                    for place in places
+                },
+            }
+        )
+
+    def _budget(self, balance: Balance) -> dict[str, Json]:
+        resets_at = balance.budget.per.resets_at(self.clock())
+        return {
+            "per": balance.budget.per.value,
+            "resets_at": resets_at.strftime("%Y-%m-%dT%H:%M:%SZ") if resets_at else None,
+            **_money("limit", balance.budget.limit),
+            **_money("spent", balance.spent),
+            **_money("reserved", balance.reserved),
+            **_money("remaining", balance.remaining),
+        }
+
+    async def get_models(self, request: web.Request) -> web.Response:
+        """Every model that the tenant may use: what it takes, and what it costs."""
+        tenant = self.front_door.caller(request).tenant
+        return json_response(
+            {
+                "models": [
+                    _described(model)
+                    for model in self.catalog
+                    if tenant.models is None or model.name in tenant.models
+                ]
+            }
+        )
+
+
+def _described(model: Model) -> dict[str, Json]:
+    return {
+        "name": model.name,
+        "title": model.title,
+        "modality": model.modality,
+        "media_type": model.media_type,
+        "schema": dict(model.schema),
+        "price_usd_of_example": _price_of_example(model),
+    }
+
+
+def _price_of_example(model: Model) -> Json:
+    try:
+        return model.price(model.complete(model.example)).usd_number
+    except PriceUnknown:
+        return None
+
+
+def _line(spent: Money, reserved: Money, tally: Tally) -> dict[str, Json]:
+    return {
+        **_money("spent", spent),
+        **_money("reserved", reserved),
+        **_money("saved", tally.saved_by_hits + tally.saved_by_joining),
+        **_money("saved_by_hits", tally.saved_by_hits),
+        **_money("saved_by_joining", tally.saved_by_joining),
+        "hits": tally.hits,
+        "misses": tally.misses,
+        "collapsed": tally.collapsed,
+        "bypasses": tally.bypasses,
+    }
+
+
+def _money(name: str, amount: Money) -> dict[str, Json]:
+    return {f"{name}_usd": amount.usd_number, f"{name}_micros": amount.micros}

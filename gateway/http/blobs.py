@@ -1,0 +1,142 @@
+"""Blobs over HTTP: immutable, conditional, in ranges (RFC 9110), and straight from the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO
+
+from aiohttp import web
+
+from gateway.blobs.contract import BlobStore, LocalFile
+from gateway.domain.errors import BlobUnknown
+from gateway.domain.identity import Digest
+from gateway.http.links import Links
+
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
+_YEAR_SECONDS = 31_536_000
+
+
+class Blobs:
+    """GET and HEAD /blobs/{name}: for whoever has the link."""
+
+    def __init__(self, blobs: BlobStore, links: Links) -> None:
+        self._blobs = blobs
+        self._links = links
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        digest, media_type = self._links.check(
+            request.match_info["name"],
+            request.query.get("expires", ""),
+            request.query.get("signature", ""),
+        )
+        opened = await open_blob(self._blobs, digest)
+        if opened is None:
+            raise BlobUnknown(
+                "This media is no longer here: send the request that made it again, and it will be fetched or made."
+            )
+        headers = {
+            "Content-Type": media_type,
+            "Cache-Control": f"private, max-age={_YEAR_SECONDS}, immutable",
+        }
+        return await opened.answer(request, headers)
+
+
+async def open_blob(blobs: BlobStore, digest: Digest) -> OpenedBlob | None:
+    """The blob, opened: from here on it can be read whatever happens to it in the store."""
+    located = await blobs.locate(digest)
+    if located is None:
+        return None
+    try:
+        handle = await asyncio.to_thread(located.path.open, "rb")
+    except FileNotFoundError:
+        # Dropped between being located and being opened.
+        return None
+    return OpenedBlob(digest, located, handle)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBlob:
+    """A blob that is about to be sent."""
+
+    digest: Digest
+    located: LocalFile
+    handle: IO[bytes]
+
+    async def answer(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
+        """Send what `request` asks of the blob: all of it, a range of it, or that it has not changed."""
+        try:
+            return await self._answer(request, headers)
+        finally:
+            self.handle.close()
+
+    async def _answer(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
+        size = self.located.size_bytes
+        etag = f'"{self.digest}"'
+        about = {
+            **headers,
+            "ETag": etag,
+            "Accept-Ranges": "bytes",
+            "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(self.digest)).decode()}:",
+            "X-Content-Type-Options": "nosniff",
+        }
+        safe = request.method in ("GET", "HEAD")
+        if safe and not _matches(request.headers.get("If-Match"), {etag}, when_absent=True):
+            return web.Response(status=412, headers=about)
+        # If-None-Match compares weakly, and a cache in between may have weakened our tag.
+        if safe and _matches(request.headers.get("If-None-Match"), {etag, f"W/{etag}"}, when_absent=False):
+            return web.Response(status=304, headers=about)
+        start, count, status = 0, size, 200
+        if request.method == "GET" and request.headers.get("If-Range", etag) == etag:
+            match _range(request.headers.get("Range"), size):
+                case None:
+                    pass
+                case (_, 0):
+                    return web.Response(status=416, headers={**about, "Content-Range": f"bytes */{size}"})
+                case (start, count):
+                    status = 206
+                    about["Content-Range"] = f"bytes {start}-{start + count - 1}/{size}"
+        response = web.StreamResponse(status=status, headers=about)
+        response.content_length = count
+        await response.prepare(request)
+        if request.method != "HEAD":
+            await self._send(request, start, count)
+        await response.write_eof()
+        return response
+
+    async def _send(self, request: web.Request, start: int, count: int) -> None:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the caller has hung up")
+        sent = await asyncio.get_running_loop().sendfile(transport, self.handle, start, count)
+        if sent != count:
+            # The length was promised: a body that is short must not look like a whole one.
+            transport.abort()
+
+
+def _matches(condition: str | None, etags: set[str], *, when_absent: bool) -> bool:
+    if condition is None:
+        return when_absent
+    return not {"*", *etags}.isdisjoint(tag.strip() for tag in condition.split(","))
+
+
+def _range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Where a single range starts and how long it is, 0 for one that cannot be; None for all of it.
+
+    RFC 9110, section 14.2: what is malformed, of another unit or of several ranges may be answered in full.
+    """
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        count = min(int(suffix), size)
+        return size - count, count
+    start = int(first)
+    end = min(int(last), size - 1) if last else size - 1
+    if last and int(last) < start:
+        return None
+    return start, max(0, end - start + 1)

@@ -1,0 +1,195 @@
+"""What every request passes through: a name, an answer whatever happens, a line in the log, a count."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.web_exceptions import HTTPException
+
+from gateway.domain.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    GatewayError,
+    MediaTypeUnsupported,
+    MethodNotAllowed,
+    RouteUnknown,
+)
+from gateway.domain.identity import RequestId
+from gateway.domain.money import Money
+from gateway.domain.tenant import Caller
+from gateway.http.errors import error_response
+from gateway.telemetry.logs import log_for
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.contract import Keys
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_REFUSED_BELOW = 500
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request on its way through, and what is known of it so far: for the log and the metrics."""
+
+    request: RequestId
+    started_at: float
+    tenant: str = ""
+    model: str = ""
+    """Only a name from the catalogue: whatever else a caller writes there must not become a label."""
+
+    outcome: str = ""
+    """`hit`, `miss`, `collapsed` or `bypass`; filled in from the status where there is none of these."""
+
+    fingerprint: str = ""
+    cost: Money | None = None
+    waited_seconds: float = 0.0
+    """How much of the time was the upstream's."""
+
+    code: str = ""
+
+
+VISIT = web.RequestKey("visit", Visit)
+
+
+class FrontDoor:
+    """The middleware around every route, and the two things that routes ask of it: who calls, and with what."""
+
+    def __init__(
+        self, *, keys: Keys, metrics: Metrics, max_body_bytes: int, body_timeout_seconds: float
+    ) -> None:
+        self._keys = keys
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_seconds = body_timeout_seconds
+        self._log = log_for("http")
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        loop = asyncio.get_running_loop()
+        visit = Visit(new_request_id(), loop.time())
+        request[VISIT] = visit
+        status = 499
+        try:
+            response = await self._answer(request, visit, handler)
+            status = response.status
+        finally:
+            self._account(request, visit, status, loop.time() - visit.started_at)
+        return response
+
+    async def _answer(self, request: web.Request, visit: Visit, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except GatewayError as error:
+            visit.code = error.code
+            response = error_response(error, visit.request)
+        except HTTPException as error:
+            translated = _translated(error, request)
+            visit.code = translated.code
+            response = error_response(translated, visit.request)
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise
+        except Exception:  # noqa: BLE001 -- whatever it is, the caller gets an answer and the log the reason
+            self._log.exception("unforeseen", request_id=visit.request, path=request.path)
+            visit.code = "internal_error"
+            unforeseen = GatewayError(
+                "Internal error in the gateway. Nothing can be said of the cause here; its log has it under this "
+                "request's id. An identical request is safe to send: it is never billed twice."
+            )
+            response = error_response(unforeseen, visit.request)
+        return response
+
+    def _account(self, request: web.Request, visit: Visit, status: int, seconds: float) -> None:
+        if not visit.outcome:
+            visit.outcome = "refused" if 400 <= status < _REFUSED_BELOW else "failed" if status >= 500 else ""
+        if visit.model:
+            self._metrics.requests.labels(visit.tenant, visit.model, visit.outcome).inc()
+            self._metrics.request_seconds.labels(visit.model, visit.outcome).observe(seconds)
+            overhead_seconds = max(0.0, seconds - visit.waited_seconds)
+            self._metrics.overhead_seconds.labels(visit.outcome).observe(overhead_seconds)
+        known = {
+            "tenant": visit.tenant,
+            "model": visit.model,
+            "outcome": visit.outcome,
+            "fingerprint": visit.fingerprint,
+            "code": visit.code,
+        }
+        if visit.cost is not None:
+            known["cost_usd"] = str(visit.cost.usd)
+        self._log.info(
+            "request",
+            request_id=visit.request,
+            method=request.method,
+            route=_route(request),
+            status=status,
+            seconds=round(seconds, 6),
+            upstream_seconds=round(visit.waited_seconds, 6),
+            **{name: value for name, value in known.items() if value},
+        )
+
+    def caller(self, request: web.Request) -> Caller:
+        """Who asks. Raises Unauthenticated."""
+        caller = self._keys.authenticate(request.headers.get("x-api-key"))
+        request[VISIT].tenant = caller.tenant.name
+        return caller
+
+    async def body(self, request: web.Request) -> bytes:
+        """The whole body, which has to be JSON by its Content-Type.
+
+        Raises MediaTypeUnsupported, BodyTooLarge and BodyTimeout.
+        """
+        if request.content_type != "application/json":
+            given = request.headers.get("Content-Type", "none")
+            raise MediaTypeUnsupported(
+                f"Invalid content type: {given[:100]}. Send the parameters as JSON, with the header "
+                "`Content-Type: application/json`."
+            )
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._body_timeout_seconds):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > self._max_body_bytes:
+                        raise self._too_large()
+        except TimeoutError:
+            raise BodyTimeout(
+                f"The body did not arrive within {self._body_timeout_seconds:g} seconds; nothing was bought."
+            ) from None
+        return bytes(body)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The body is larger than {self._max_body_bytes} bytes: send media as URLs instead of base64."
+        )
+
+
+def new_request_id() -> RequestId:
+    """A name for a request that nobody can guess."""
+    return RequestId(str(uuid.uuid4()))
+
+
+def _translated(error: HTTPException, request: web.Request) -> GatewayError:
+    match error:
+        case web.HTTPMethodNotAllowed():
+            allowed = sorted(error.allowed_methods)
+            return MethodNotAllowed(
+                f"{request.method} is not a method of {request.path}; allowed: {', '.join(allowed)}.",
+                allowed=allowed,
+            )
+        case web.HTTPNotFound():
+            return RouteUnknown(
+                f"Nothing is at {request.path[:200]}. Generations are made with POST /v1/MODEL or POST /v2/MODEL; "
+                "GET /v1/models lists the models."
+            )
+        case _:
+            return GatewayError(error.reason)
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else ""

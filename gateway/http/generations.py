@@ -1,0 +1,300 @@
+"""POST /v1/{model} and /v2/{model}, and the requests that they leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from gateway.blobs.contract import BlobStore
+from gateway.catalog.contract import Catalog
+from gateway.domain.clock import Clock
+from gateway.domain.errors import RequestUnknown, ResultUnavailable
+from gateway.domain.generation import Blob, CacheStatus, Generation, Json
+from gateway.domain.identity import RequestId
+from gateway.domain.money import Money
+from gateway.domain.tenant import Caller
+from gateway.generation import intake
+from gateway.generation.service import Accepted, GenerationService
+from gateway.http.blobs import open_blob
+from gateway.http.errors import REQUEST_ID, envelope, json_response
+from gateway.http.front_door import VISIT, FrontDoor, new_request_id
+from gateway.http.links import Links, file_name
+from gateway.ledger.contract import Statements, remaining
+from gateway.requests.contract import Completed, Failed, RequestRecord
+
+_STATUS_WORDS: Mapping[CacheStatus, str] = {
+    CacheStatus.HIT: "hit",
+    CacheStatus.MISS: "fwd=miss; stored",
+    CacheStatus.COLLAPSED: "fwd=miss; collapsed",
+    CacheStatus.BYPASS: "fwd=bypass; stored",
+}
+_MOST_INLINE_BYTES = 8 * 2**20
+_ATTEMPTS_TO_OPEN = 3
+
+
+class Generations:
+    """The upstream's own API, with the upstream's own shapes."""
+
+    def __init__(
+        self,
+        *,
+        front_door: FrontDoor,
+        catalog: Catalog,
+        service: GenerationService,
+        blobs: BlobStore,
+        statements: Statements,
+        links: Links,
+        public_url: str | None,
+        clock: Clock,
+    ) -> None:
+        self._front_door = front_door
+        self._catalog = catalog
+        self._service = service
+        self._blobs = blobs
+        self._statements = statements
+        self._links = links
+        self._public_url = public_url
+        self._clock = clock
+
+    # --- Verbs
+
+    async def post_v1(self, request: web.Request) -> web.StreamResponse:
+        """Wait for the generation, and answer with its media."""
+        caller = self._front_door.caller(request)
+        for attempt in range(_ATTEMPTS_TO_OPEN):
+            if attempt:
+                request[VISIT].request = new_request_id()
+            accepted = await self._accept(request, caller, pollable=False)
+            conclusion = await self._service.conclusion(
+                accepted, wait_seconds=self._catalog.find(accepted.record.request.model).deadline_seconds
+            )
+            visit = request[VISIT]
+            visit.waited_seconds += conclusion.waited_seconds
+            visit.outcome, visit.cost = conclusion.outcome.status.value, conclusion.outcome.charged
+            if _wants_json(request):
+                return await self._record_response(request, caller, accepted.record, conclusion.outcome)
+            opened = await open_blob(self._blobs, conclusion.outcome.generation.blob.digest)
+            if opened is not None:
+                headers = await self._headers(request, caller, conclusion.outcome)
+                return await opened.answer(request, headers)
+            # Dropped between the look-up and now. It was paid for: ask again, and it is fetched again.
+        raise ResultUnavailable("The media was made, and could not be kept; send the same request again.")
+
+    async def post_v2(self, request: web.Request) -> web.StreamResponse:
+        """Take the request on, and say where to ask for it."""
+        caller = self._front_door.caller(request)
+        accepted = await self._accept(request, caller, pollable=True)
+        record = accepted.record
+        visit = request[VISIT]
+        if isinstance(record.outcome, Completed):
+            visit.outcome, visit.cost = record.outcome.status.value, record.outcome.charged
+        else:
+            visit.outcome = "accepted"
+        return json_response(
+            {
+                "request_id": record.id,
+                "status": "QUEUED",
+                "poll_url": self._url(request, f"/v1/requests/{record.id}"),
+                **self._addresses(request, record.id),
+            },
+            headers={REQUEST_ID: record.id},
+        )
+
+    async def get_status(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/requests/{id}/status: how far it is, without what came of it."""
+        caller = self._front_door.caller(request)
+        record = await self._record(request, caller)
+        match record.outcome:
+            case None:
+                return self._pending(request, record)
+            case Failed():
+                return self._failed(request, record, record.outcome)
+            case Completed():
+                return json_response(
+                    {
+                        "status": "COMPLETED",
+                        "request_id": record.id,
+                        **self._addresses(request, record.id),
+                        "metrics": self._metrics(
+                            record, record.outcome, await self._remaining(caller), record.concluded_at
+                        ),
+                    },
+                    headers={REQUEST_ID: record.id},
+                )
+
+    async def get_result(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/requests/{id}, and its twin under /v1: what came of it."""
+        caller = self._front_door.caller(request)
+        try:
+            record = await self._record(request, caller)
+        except RequestUnknown as unknown:
+            if request.path.startswith("/v1/"):
+                raise RequestUnknown(
+                    f"Output for this request ID {request.match_info['request_id']} Not Found"
+                ) from unknown
+            raise
+        match record.outcome:
+            case None:
+                return self._pending(request, record)
+            case Failed():
+                return self._failed(request, record, record.outcome)
+            case Completed():
+                return await self._record_response(request, caller, record, record.outcome)
+
+    # --- In
+
+    async def _accept(self, request: web.Request, caller: Caller, *, pollable: bool) -> Accepted:
+        visit = request[VISIT]
+        model = self._catalog.find(request.match_info["model"])
+        visit.model = model.name
+        asked = intake.name(caller.tenant, model, intake.parse(await self._body(request)))
+        visit.fingerprint = asked.fingerprint
+        return await self._service.accept(visit.request, caller, asked, pollable=pollable)
+
+    async def _body(self, request: web.Request) -> bytes:
+        # Kept by hand: a body can be read once, and a request may have to be accepted again.
+        if _BODY not in request:
+            request[_BODY] = await self._front_door.body(request)
+        return request[_BODY]
+
+    async def _record(self, request: web.Request, caller: Caller) -> RequestRecord:
+        return await self._service.find(RequestId(request.match_info["request_id"]), caller)
+
+    # --- Out
+
+    async def _headers(self, request: web.Request, caller: Caller, outcome: Completed) -> dict[str, str]:
+        generation = outcome.generation
+        headers = {
+            "Content-Type": generation.blob.media_type,
+            REQUEST_ID: request[VISIT].request,
+            "x-cost": _usd(outcome.charged),
+            "Cache-Status": f'gateway; {_STATUS_WORDS[outcome.status]}; key="{generation.fingerprint}"',
+            "Age": str(max(0, int(self._clock() - generation.made_at))),
+        }
+        if generation.seconds is not None:
+            headers["x-generation-time"] = f"{generation.seconds:g}"
+        if generation.seed is not None:
+            headers["x-seed-value"] = str(generation.seed)
+        remaining = await self._remaining(caller)
+        if remaining is not None:
+            headers["x-remaining-credits"] = _usd(remaining)
+        return headers
+
+    async def _remaining(self, caller: Caller) -> Money | None:
+        balances = await self._statements.balances(caller.tenant.name, caller.tenant.budgets)
+        return remaining(balances)
+
+    async def _record_response(
+        self, request: web.Request, caller: Caller, record: RequestRecord, outcome: Completed
+    ) -> web.Response:
+        headers = await self._headers(request, caller, outcome)
+        headers[REQUEST_ID] = record.id
+        del headers["Content-Type"]
+        generation = outcome.generation
+        files = [self._file(request, blob, record) for blob in generation.blobs]
+        body: dict[str, Json] = {
+            "status": "COMPLETED",
+            "request_id": record.id,
+            "error": None,
+            "metrics": self._metrics(record, outcome, await self._remaining(caller), record.concluded_at),
+            **await self._output(generation, files),
+            "seed": None if generation.seed is None else str(generation.seed),
+            "timings": {},
+            "cache_status": outcome.status.value,
+        }
+        if isinstance(prompt := record.request.parameters.get("prompt"), str):
+            body["prompt"] = prompt
+        return json_response(body, headers=headers)
+
+    async def _output(self, generation: Generation, files: list[dict[str, Json]]) -> dict[str, Json]:
+        kind = generation.blob.media_type.partition("/")[0]
+        match kind:
+            case "video" | "audio":
+                return {"output": files[0]["url"], kind: files[0]}
+            case "image":
+                urls: list[Json] = [file["url"] for file in files]
+                return {"output": urls[0] if len(urls) == 1 else urls, "images": list(files)}
+            case _:
+                # Text models answer with their provider's raw body, as a string.
+                text = await self._text(generation.blob)
+                return {"output": files[0]["url"] if text is None else text}
+
+    async def _text(self, blob: Blob) -> str | None:
+        if blob.size_bytes > _MOST_INLINE_BYTES:
+            return None
+        opened = await open_blob(self._blobs, blob.digest)
+        if opened is None:
+            return None
+        with opened.handle:
+            raw = await asyncio.to_thread(opened.handle.read)
+        return raw.decode("utf-8", "replace")
+
+    def _file(self, request: web.Request, blob: Blob, record: RequestRecord) -> dict[str, Json]:
+        return {
+            "url": self._url(request, self._links.path(blob, since=record.submitted_at)),
+            "content_type": blob.media_type,
+            "file_name": file_name(blob),
+            "file_size": str(blob.size_bytes),
+        }
+
+    def _metrics(
+        self,
+        record: RequestRecord,
+        outcome: Completed,
+        remaining_credits: Money | None,
+        concluded_at: float | None,
+    ) -> dict[str, Json]:
+        total = (concluded_at or self._clock()) - record.submitted_at
+        worked = outcome.generation.seconds if outcome.charged else 0.0
+        metrics: dict[str, Json] = {
+            "cost": outcome.charged.usd_number,
+            "inference_time": outcome.generation.seconds,
+            "queue_time": round(max(0.0, total - (worked or 0.0)), 6),
+            "total_time": round(total, 6),
+        }
+        if remaining_credits is not None:
+            metrics["remaining_credits"] = remaining_credits.usd_number
+        return metrics
+
+    def _pending(self, request: web.Request, record: RequestRecord) -> web.Response:
+        return json_response(
+            {
+                "status": self._service.progress(record).value,
+                "request_id": record.id,
+                **self._addresses(request, record.id),
+                "metrics": {},
+            },
+            headers={REQUEST_ID: record.id},
+        )
+
+    def _failed(self, request: web.Request, record: RequestRecord, outcome: Failed) -> web.Response:
+        body = envelope(outcome.message, outcome.code, record.id, outcome.details)
+        return json_response(
+            {"status": "FAILED", **body, **self._addresses(request, record.id), "metrics": {}},
+            status=422,
+            headers={REQUEST_ID: record.id},
+        )
+
+    def _addresses(self, request: web.Request, identity: RequestId) -> dict[str, Json]:
+        return {
+            "status_url": self._url(request, f"/v2/requests/{identity}/status"),
+            "response_url": self._url(request, f"/v2/requests/{identity}"),
+        }
+
+    def _url(self, request: web.Request, path: str) -> str:
+        base = self._public_url or str(request.url.origin())
+        return f"{base}{path}"
+
+
+_BODY = web.RequestKey("body", bytes)
+
+
+def _wants_json(request: web.Request) -> bool:
+    accepted = request.headers.get("Accept", "*/*")
+    return any(part.partition(";")[0].strip() == "application/json" for part in accepted.split(","))
+
+
+def _usd(amount: Money) -> str:
+    return f"{amount.usd.normalize():f}" if amount else "0"

@@ -1,0 +1,181 @@
+"""Every metric there is, with its help text. docs/metrics.md lists the same, and a test compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.domain.money import Money
+
+# A hit takes a millisecond and a generation minutes: the same buckets have to show both.
+_REQUEST_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 90.0, 120.0, 180.0,
+    300.0, 600.0, 900.0, 1800.0,
+)  # fmt: skip
+_OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_UPSTREAM_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 75.0, 90.0, 105.0, 120.0, 150.0, 180.0, 240.0,
+                     300.0, 450.0, 600.0, 900.0, 1800.0, 3600.0)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReading:
+    """One budget as the books have it."""
+
+    tenant: str
+    window: str
+    limit: Money
+    remaining: Money
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the books and the stores say at the moment of a scrape."""
+
+    spent: Mapping[tuple[str, str], Money] = field(default_factory=dict)
+    """By tenant and model."""
+
+    saved: Mapping[tuple[str, str, str], Money] = field(default_factory=dict)
+    """By tenant, model and `hit` or `collapsed`."""
+
+    reserved: Mapping[str, Money] = field(default_factory=dict)
+    """By tenant."""
+
+    unknown: Money = Money.ZERO
+    """Held for purchases of which nobody can say whether they were made."""
+
+    budgets: Iterable[BudgetReading] = ()
+    cache_entries: int = 0
+    blob_bytes: int = 0
+    evictions: int = 0
+    corrupt: Mapping[str, int] = field(default_factory=dict)
+    """What was found broken and not served, by kind."""
+
+    in_flight: int = 0
+    waiting: int = 0
+
+
+class Metrics(Collector):
+    """What is counted as it happens, and what is read from the books when somebody looks.
+
+    Money is read and not counted: a counter that lives in a process forgets at every restart, the ledger does not.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._reading = Reading()
+        self.requests = Counter(
+            "gateway_requests",
+            "Requests for a generation, by how they were answered.",
+            ("tenant", "model", "outcome"),
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "gateway_request_seconds",
+            "Time from a request's first byte to its answer's last, upstream waiting included.",
+            ("model", "outcome"),
+            buckets=_REQUEST_BUCKETS,
+            registry=self.registry,
+        )
+        self.overhead_seconds = Histogram(
+            "gateway_overhead_seconds",
+            "The gateway's own share of that time: waiting for the upstream is left out.",
+            ("outcome",),
+            buckets=_OVERHEAD_BUCKETS,
+            registry=self.registry,
+        )
+        self.upstream_seconds = Histogram(
+            "gateway_upstream_seconds",
+            "Time from sending a purchase to having its media whole, or to its failure.",
+            ("model", "outcome"),
+            buckets=_UPSTREAM_BUCKETS,
+            registry=self.registry,
+        )
+        self.upstream_requests = Counter(
+            "gateway_upstream_requests",
+            "HTTP requests made to the upstream, by operation and status.",
+            ("operation", "status"),
+            registry=self.registry,
+        )
+        self.upstream_credits = Gauge(
+            "gateway_upstream_credits_usd",
+            "The upstream account's own balance, when it was last asked for.",
+            registry=self.registry,
+        )
+        self.registry.register(self)
+
+    def read(self, reading: Reading) -> None:
+        """What the next exposition shows of the books."""
+        self._reading = reading
+
+    def collect(self) -> Iterable[Metric]:
+        """The families that come out of the books."""
+        reading = self._reading
+        spend = CounterMetricFamily(
+            "gateway_spend_usd",
+            "Money spent at the upstream, as settled in the ledger.",
+            labels=("tenant", "model"),
+        )
+        for (tenant, model), amount in reading.spent.items():
+            spend.add_metric((tenant, model), amount.usd_number)
+        yield spend
+        saved = CounterMetricFamily(
+            "gateway_saved_usd",
+            "Money not spent, because a generation was there already (hit) or under way (collapsed).",
+            labels=("tenant", "model", "by"),
+        )
+        for (tenant, model, by), amount in reading.saved.items():
+            saved.add_metric((tenant, model, by), amount.usd_number)
+        yield saved
+        reserved = GaugeMetricFamily(
+            "gateway_reserved_usd", "Money held for purchases that have not ended.", labels=("tenant",)
+        )
+        for tenant, amount in reading.reserved.items():
+            reserved.add_metric((tenant,), amount.usd_number)
+        yield reserved
+        yield GaugeMetricFamily(
+            "gateway_unknown_usd",
+            "The part of it that is held because nobody can say whether something was bought.",
+            value=reading.unknown.usd_number,
+        )
+        limits = GaugeMetricFamily(
+            "gateway_budget_limit_usd", "The limit of a tenant's budget.", labels=("tenant", "window")
+        )
+        remaining = GaugeMetricFamily(
+            "gateway_budget_remaining_usd",
+            "What is left of it: the limit less what is spent and held.",
+            labels=("tenant", "window"),
+        )
+        for budget in reading.budgets:
+            limits.add_metric((budget.tenant, budget.window), budget.limit.usd_number)
+            remaining.add_metric((budget.tenant, budget.window), budget.remaining.usd_number)
+        yield limits
+        yield remaining
+        yield GaugeMetricFamily(
+            "gateway_cache_bytes", "Bytes of media in the blob store.", value=reading.blob_bytes
+        )
+        yield GaugeMetricFamily(
+            "gateway_cache_entries", "Generations that the cache remembers.", value=reading.cache_entries
+        )
+        yield CounterMetricFamily(
+            "gateway_cache_evictions",
+            "Blobs dropped to stay within storage.max_bytes.",
+            value=reading.evictions,
+        )
+        corrupt = CounterMetricFamily(
+            "gateway_cache_corrupt", "What was found broken or missing, and not served.", labels=("kind",)
+        )
+        for kind, count in reading.corrupt.items():
+            corrupt.add_metric((kind,), count)
+        yield corrupt
+        yield GaugeMetricFamily(
+            "gateway_in_flight_generations", "Generations being made now.", value=reading.in_flight
+        )
+        yield GaugeMetricFamily(
+            "gateway_waiting_generations",
+            "Generations that wait for a slot at the upstream.",
+            value=reading.waiting,
+        )
