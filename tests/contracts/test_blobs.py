@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from gateway.blobs.contract import BlobStore, LocalFile
-from gateway.blobs.disk import DiskBlobStore
+from gateway.blobs.disk import DiskBlobStore, _Staged
 from gateway.domain.errors import ResultBroken
 from gateway.domain.generation import Artifact, Blob
 from gateway.domain.identity import Digest
@@ -423,6 +423,9 @@ async def test_a_blob_larger_than_the_limit_is_kept_because_it_was_paid_for(open
     assert await _content(store, large.digest) == b"large" * 1000
     assert store.statistics().entries == 1
 
+    await store.put(_artifact(b"large" * 1000), _no_objection)
+    assert await _content(store, large.digest) == b"large" * 1000
+
     small = await store.put(_artifact(b"small"), _no_objection)
     assert await _content(store, small.digest) == b"small"
     assert await store.locate(large.digest) is None
@@ -650,6 +653,44 @@ async def test_two_stores_on_one_directory_see_each_others_blobs(opened: Opened,
 
     await one.delete(_digest(contents[-1]))
     assert await two.locate(_digest(contents[-1])) is None
+
+
+async def test_a_blob_that_another_process_puts_again_while_it_is_evicted_stays(opened: Opened) -> None:
+    one, two = opened(), opened()
+    digest = (await one.put(_artifact(b"evicted and put again"), _no_objection)).digest
+
+    await one._index.run(one._index.delete, digest)  # the first half of an eviction
+    await two.put(_artifact(b"evicted and put again"), _no_objection)
+    await one._index.run(one._remove_evicted, [digest])  # the second half
+
+    assert await _content(one, digest) == await _content(two, digest) == b"evicted and put again"
+    assert one.statistics().evicted == 0
+
+
+async def test_a_blob_that_is_repaired_while_its_damaged_copy_is_judged_stays(opened: Opened) -> None:
+    store = opened()
+    digest = (await store.put(_artifact(b"sound" * 1000), _no_objection)).digest
+    path = (await _located(store, digest)).path
+    _corrupt(path)
+
+    judged, sound = store._examine(digest, path)
+    assert judged is not None
+    assert not sound
+    await store.put(_artifact(b"sound" * 1000), _no_objection)
+    await store._index.run(store._put_aside, digest, judged)
+
+    assert await _content(store, digest) == b"sound" * 1000
+    assert store.statistics().corrupted == 0
+
+
+def test_what_was_cleared_away_is_not_begun_any_more(tmp_path: Path) -> None:
+    staged = _Staged(tmp_path)  # its task was cancelled while its thread had not yet started
+
+    staged.discard()
+
+    with pytest.raises(RuntimeError):
+        staged.open()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_disk_that_does_not_take_the_file_is_unavailable_and_nothing_is_left(tmp_path: Path) -> None:

@@ -354,6 +354,18 @@ async def test_the_limit_holds_and_the_least_recently_used_goes_first(opened: Op
     assert opened(max_bytes=3 * entry_bytes).statistics().entries == 3
 
 
+async def test_an_entry_larger_than_the_limit_is_kept_until_the_next(opened: Opened) -> None:
+    cache = opened(max_bytes=1, max_remembered=0)
+
+    await cache.put(_generation(1))
+    await cache.put(_generation(1))
+    assert await cache.get(_fingerprint(1)) == _generation(1)
+
+    await cache.put(_generation(2))
+    assert await cache.get(_fingerprint(1)) is None
+    assert await cache.get(_fingerprint(2)) == _generation(2)
+
+
 async def test_memory_holds_no_more_than_it_may_and_the_disk_has_the_rest(opened: Opened) -> None:
     cache = opened(max_remembered=3)
     for number in range(10):
