@@ -9,6 +9,7 @@ import pytest
 from gateway.catalog.yaml_files import CatalogInvalid, load_catalog
 from gateway.documents.yaml_files import DocumentInvalid
 from gateway.domain.errors import InvalidParameters
+from gateway.domain.money import Money
 
 GOOD = """\
 title: Lighthouse
@@ -305,3 +306,11 @@ def test_the_keys_of_a_parameter_become_json_schema(tmp_path: Path) -> None:
         "links.default: " in mistake
         for mistake in mistakes(tmp_path, GOOD.replace("price:", more + "price:"))
     )
+
+
+def test_a_proportion_that_comes_out_even_is_not_rounded_up_for_its_way_there(tmp_path: Path) -> None:
+    price = "price: {kind: scaled, usd: 0.3, at: {frames: 3}, source: inferred}"
+    load(tmp_path, GOOD.replace(PRICE, price))
+    model = load_catalog(tmp_path).find("lighthouse")
+
+    assert model.price(model.complete({"prompt": "a", "frames": 5})) == Money.exactly("0.5")
