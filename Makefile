@@ -1,16 +1,23 @@
-# Two commands matter: `make run` and `make test`. The rest are parts of them.
+# Two commands matter: `make run` and `make test`. The rest are parts of them, or for whoever works on the gateway.
 PYTHON ?= python3
-BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CONFIG ?= config/gateway.yaml
+# What goes to pytest. A worker a core: tests share no port, no directory and no clock.
+TESTS ?= -n auto
 
-.PHONY: run test check install install-dev lock clean
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+AGAIN := $(MAKE) --no-print-directory
+
+# Whether .venv can be used: of a Python that is new enough, made in this very place, and with a pip.
+SOUND := import os, pip, sys; sys.exit(sys.version_info < (3, 11) or os.path.realpath(sys.prefix) != os.path.realpath(".venv"))
+
+.PHONY: run test check alerts install install-dev environment lock clean
 
 run: install
-	$(BIN)/gateway serve --config $(CONFIG)
+	@exec $(BIN)/python -m gateway serve --config $(CONFIG)
 
 test: install-dev
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TESTS)
 
 check: install-dev
 	$(BIN)/ruff format --check .
@@ -18,23 +25,38 @@ check: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-install: .venv/installed
-install-dev: .venv/installed-dev
+# Needs promtool, which comes with Prometheus; nothing else here does.
+alerts:
+	promtool check rules config/prometheus/alerts.yml
+	promtool check config config/prometheus/prometheus.yml
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+install: environment
+	@$(AGAIN) .venv/installed
+
+install-dev: environment
+	@$(AGAIN) .venv/installed-dev
+
+# An environment of an older Python, one that was moved or copied here, and one whose installation was cut short are
+# made anew: what is half there is not mended.
+environment:
+	@if [ -e .venv ] && { [ -e .venv/unfinished ] || ! $(BIN)/python -c '$(SOUND)' 2>/dev/null || \
+		! grep -qF ' $(CURDIR)/.venv' .venv/pyvenv.cfg; }; then \
+		echo ".venv is unfinished or not from here: making it anew."; rm -rf .venv; fi
+	@[ -e .venv ] || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -m venv .venv || \
+	@[ -e .venv ] || $(PYTHON) -m venv "$(CURDIR)/.venv" || \
 		{ rm -rf .venv; echo "No virtual environment could be made; on Debian, install python3-venv."; exit 1; }
 
-.venv/installed: .venv/bin/python requirements.lock pyproject.toml
+.venv/installed: requirements.lock pyproject.toml
+	@touch .venv/unfinished
 	$(PIP) --require-hashes --only-binary :all: -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
-	@touch $@
+	@rm .venv/unfinished && touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
+	@touch .venv/unfinished
 	$(PIP) --require-hashes --only-binary :all: -r requirements-dev.lock
-	@touch $@
+	@rm .venv/unfinished && touch $@
 
 # Pins every dependency with its hashes, and without any address. Needs uv on the PATH.
 lock:
@@ -43,5 +65,6 @@ lock:
 	uv export --quiet --frozen --group build --group dev --no-emit-project --output-file requirements-dev.lock
 	rm uv.lock
 
+# What can be made again. var/ has the ledger: it is never removed here.
 clean:
-	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
