@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import gzip
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -29,6 +31,7 @@ from gateway.domain.errors import (
 from gateway.domain.generation import GenerationRequest, Json
 from gateway.domain.identity import Fingerprint, Ticket
 from gateway.domain.money import Money
+from gateway.upstream.answers import Answer
 from gateway.upstream.contract import Progress, Upstream
 from gateway.upstream.limits import Limits
 from gateway.upstream.secret import Secret
@@ -42,6 +45,8 @@ from tests.contracts.upstream_script import (
     scripted_server,
     silent,
 )
+from tests.journeys.sandbox.running import KEY as SANDBOX_KEY
+from tests.journeys.sandbox.running import SMALL, SMALL_MICROS, RunningSandbox
 
 KEY = "SG_0123456789canary"
 MODEL = "ltx-2-19b-t2v"
@@ -64,6 +69,7 @@ QUICK = Limits(
     rate_limit_seconds=0.001,
     poll_first_seconds=0.001,
     poll_longest_seconds=0.002,
+    poll_patience_seconds=0.002,
     missing_grace_seconds=0.02,
     download_backoff_seconds=0.001,
     download_read_seconds=5.0,
@@ -510,6 +516,7 @@ PASSING = [
     answer(502, b"<html>", content_type="text/html"),
     error(504, "Timeout: Request timed out"),
     error(429, "rate_limit_exceeded"),
+    answer(429, {"error": "rate_limit_exceeded"}, headers={"x-rate-limit-reset-at-utc": str(NOW + 3000)}),
     hang_up,
     hang_up,
     hang_up,
@@ -542,6 +549,46 @@ async def test_no_fault_of_a_poll_or_of_the_result_ends_a_purchase(
 
     assert fetched.content == [VIDEO]
     assert not server.seen("POST")
+
+
+async def test_a_404_that_is_not_the_upstreams_own_says_nothing_about_the_ticket(
+    server: ScriptedServer, opened: Opener
+) -> None:
+    completes(server)
+    astray = [
+        answer(404, b"<html>", content_type="text/html"),
+        answer(404, b""),
+        answer(404, {"status": 404}),
+    ]
+    server.on("GET", STATUS, *astray * 3, status("COMPLETED"))
+
+    async with opened(replace(QUICK, missing_grace_seconds=0.0)) as upstream:
+        assert (await fetch(upstream)).content == [VIDEO]
+
+
+async def test_a_key_that_is_not_accepted_makes_the_polls_slow_and_a_rate_limit_as_slow_as_it_says(
+    opened: Opener,
+) -> None:
+    limits = replace(QUICK, poll_longest_seconds=5.0, poll_patience_seconds=60.0)
+    soon = {"x-rate-limit-reset-at-utc": str(NOW + 30)}
+
+    async with opened(limits) as upstream:
+        assert upstream._pause_seconds(Answer(401, {}, b""), 0.5) == 5.0
+        assert upstream._pause_seconds(Answer(403, {}, b""), 0.5) == 5.0
+        assert upstream._pause_seconds(Answer(429, soon, b""), 0.5) == 30.0
+        assert upstream._pause_seconds(Answer(429, {}, b""), 0.5) == 0.5
+        assert upstream._pause_seconds(Answer(504, {}, b""), 0.5) == 0.5
+
+
+async def test_half_an_answer_is_counted_as_what_it_is(
+    server: ScriptedServer, upstream: SegmindUpstream, calls: Calls
+) -> None:
+    completes(server)
+    server.on("GET", STATUS, answer(200, b'{"status":', announced=900), status("COMPLETED"))
+
+    await fetch(upstream)
+
+    assert calls.told[:2] == [("poll", "disconnected"), ("poll", "200")]
 
 
 async def test_a_silent_poll_is_given_up_and_asked_again(
@@ -729,6 +776,14 @@ async def test_a_cost_that_is_not_said_is_unknown_and_not_nothing(
     completes(server, metrics={} if reported is None else {"cost": reported})
 
     assert (await fetch(upstream)).cost == cost
+
+
+async def test_a_cost_never_passes_through_a_float(server: ScriptedServer, upstream: SegmindUpstream) -> None:
+    completes(server)
+    body = f'{{"status": "COMPLETED", "output": "{server.url + FILE}", "metrics": {{"cost": 0.40987849999999999999999}}}}'
+    server.on("GET", RESULT, answer(body=body.encode()))
+
+    assert (await fetch(upstream)).cost == Money(409_878)
 
 
 @pytest.mark.parametrize(
@@ -1023,7 +1078,7 @@ async def test_a_file_longer_than_is_taken_is_not_taken(
 
 async def test_an_answer_without_end_is_a_passing_fault(server: ScriptedServer, opened: Opener) -> None:
     completes(server)
-    server.on("GET", STATUS, answer(body=b" " * 200_000), status("COMPLETED"))
+    server.on("GET", STATUS, status("FAILED", error="x" * 200_000), status("COMPLETED"))
 
     async with opened(replace(QUICK, answer_max_bytes=100_000)) as upstream:
         assert (await fetch(upstream)).content == [VIDEO]
@@ -1058,6 +1113,32 @@ async def test_a_file_without_a_length_has_none(server: ScriptedServer, upstream
     server.on("GET", FILE, raw(chunked))
 
     assert (await fetch(upstream)).media == [("video/mp4", None, VIDEO[:20])]
+
+
+async def test_a_file_that_comes_packed_all_the_same_is_unpacked_and_its_length_not_believed(
+    server: ScriptedServer, upstream: SegmindUpstream
+) -> None:
+    completes(server)
+    packed = gzip.compress(VIDEO)
+    server.on(
+        "GET", FILE, answer(body=packed, content_type="video/mp4", headers={"Content-Encoding": "gzip"})
+    )
+
+    assert (await fetch(upstream)).media == [("video/mp4", None, VIDEO)]
+
+
+@pytest.mark.parametrize("where", [STATUS, FILE])
+async def test_little_that_unpacks_to_much_is_not_taken(
+    server: ScriptedServer, opened: Opener, where: str
+) -> None:
+    completes(server)
+    much = b'{"status": "FAILED", "error": "within the bomb"' + b" " * 5_000_000 + b"}"
+    bomb = answer(body=gzip.compress(much), headers={"Content-Encoding": "gzip"})
+    server.on("GET", where, bomb, status("FAILED", error="after it"))
+
+    async with opened(replace(QUICK, answer_max_bytes=100_000, artifact_max_bytes=100_000)) as upstream:
+        with pytest.raises((ResultUnavailable, GenerationFailed), match=r"100000|after it"):
+            await fetch(upstream)
 
 
 @pytest.mark.parametrize(
@@ -1392,3 +1473,111 @@ async def test_an_unknown_protocol_is_refused_at_once(opened: Opener) -> None:
     with pytest.raises(ValueError, match="v3"):
         async with opened(protocols={MODEL: "v3"}):
             pass
+
+
+# The sandbox: another upstream than the script, and one that keeps books
+
+
+@pytest.fixture
+async def sandbox(tmp_path: Path) -> AsyncIterator[RunningSandbox]:
+    async with RunningSandbox(tmp_path / "sandbox") as running:
+        yield running
+
+
+@pytest.fixture
+def at_sandbox(sandbox: RunningSandbox, calls: Calls) -> Opener:
+    def open_upstream(
+        limits: Limits = QUICK, protocols: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[SegmindUpstream]:
+        return SegmindUpstream.open(
+            base_url=sandbox.url,
+            api_key=Secret(SANDBOX_KEY),
+            clock=sandbox.clock,
+            on_call=calls,
+            result_hosts=frozenset({"127.0.0.1"}),
+            history_url=sandbox.url,
+            limits=limits,
+            protocols=protocols,
+        )
+
+    return open_upstream
+
+
+def small() -> GenerationRequest:
+    return replace(request(), parameters={**SMALL, "seed": 7})
+
+
+@pytest.mark.parametrize("protocol", ["v1", "v2"])
+async def test_the_sandbox_sells_a_film_once_at_the_price_on_its_bill(
+    sandbox: RunningSandbox, at_sandbox: Opener, protocol: str
+) -> None:
+    async with at_sandbox(protocols={MODEL: protocol}) as upstream:
+        before = await upstream.credits()
+        ticket = await upstream.submit(small())
+        first = await fetch(upstream, ticket)
+        again = await fetch(upstream, ticket)
+        after = await upstream.credits()
+
+    assert first.media[0][0] == "video/mp4"
+    assert first.media[0][2][4:8] == b"ftyp"
+    assert first.content == again.content
+    assert first.cost == again.cost == before - after
+    assert len((await sandbox.settled_bill())["jobs"]) == 1
+
+
+@pytest.mark.parametrize("status_code", [502, 504])
+async def test_the_sandbox_sells_behind_a_lost_answer_and_is_not_asked_again(
+    sandbox: RunningSandbox, at_sandbox: Opener, status_code: int
+) -> None:
+    await sandbox.set_faults(submit_error={"count": 1, "status": status_code})
+    async with at_sandbox() as upstream:
+        with pytest.raises(OutcomeUnknown):
+            await upstream.submit(small())
+        await sandbox.set_faults(submit_dropped={"count": 1})
+        with pytest.raises(OutcomeUnknown):
+            await upstream.submit(small())
+
+    assert len((await sandbox.settled_bill())["jobs"]) == 2
+
+
+async def test_the_sandboxs_passing_faults_cost_nothing_more(
+    sandbox: RunningSandbox, at_sandbox: Opener
+) -> None:
+    await sandbox.set_faults(
+        submit_refused={"count": 2},
+        poll_error={"count": 2},
+        unknown_status={"count": 1},
+        result_error={"count": 2},
+        output_as_list={"count": 1},
+        file_gone={"count": 1, "status": 403},
+    )
+    async with at_sandbox() as upstream:
+        fetched = await fetch(upstream, await upstream.submit(small()))
+
+    assert fetched.media[0][2][4:8] == b"ftyp"
+    assert len((await sandbox.settled_bill())["jobs"]) == 1
+
+
+async def test_a_record_that_the_sandbox_has_dropped_is_found_in_its_history(
+    sandbox: RunningSandbox, at_sandbox: Opener, calls: Calls
+) -> None:
+    await sandbox.set_faults(record_expired={"count": 1})
+    async with at_sandbox() as upstream:
+        fetched = await fetch(upstream, await upstream.submit(small()))
+
+    assert fetched.media[0][2][4:8] == b"ftyp"
+    assert fetched.seed == 7
+    assert fetched.cost == Money(SMALL_MICROS)
+    assert ("history", "200") in calls.told
+
+
+@pytest.mark.parametrize("protocol", ["v1", "v2"])
+async def test_what_fails_at_the_sandbox_is_failed_and_unbilled(
+    sandbox: RunningSandbox, at_sandbox: Opener, protocol: str
+) -> None:
+    await sandbox.set_faults(failed={"count": 1, "error": "The lights went out."})
+    async with at_sandbox(protocols={MODEL: protocol}) as upstream:
+        before = await upstream.credits()
+        with pytest.raises(GenerationFailed, match="The lights went out"):
+            await fetch(upstream, await upstream.submit(small()))
+        assert await upstream.credits() == before
