@@ -28,7 +28,7 @@ async def front_page(request: web.Request) -> web.Response:
         {
             f"{route.method} {route.resource.canonical}"
             for route in request.app.router.routes()
-            if route.resource is not None
+            if route.resource is not None and route.method != "HEAD"
         }
     )
     return web.json_response(

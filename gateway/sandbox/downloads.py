@@ -28,7 +28,7 @@ async def download(request: web.Request) -> web.StreamResponse:
         )
         if slow or truncated or corrupted:
             content = await asyncio.to_thread(path.read_bytes)
-            return await _mangled(request, job, content, slow, truncated, flipped=corrupted is not None)
+            return await _mangled(request, job, content, slow, truncated, corrupted)
     return web.FileResponse(path, headers={"content-type": job.media_type})
 
 
@@ -49,12 +49,11 @@ async def _mangled(
     content: bytes,
     slow: Occurrence | None,
     truncated: Occurrence | None,
-    *,
-    flipped: bool,
+    corrupted: Occurrence | None,
 ) -> web.StreamResponse:
-    if flipped:
-        middle = len(content) // 2
-        content = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+    if corrupted and content:
+        at = min(int(len(content) * corrupted.number("at")), len(content) - 1)
+        content = content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
     wanted, headers = _wanted(request, content)
     response = web.StreamResponse(
         status=206 if "content-range" in headers else 200,

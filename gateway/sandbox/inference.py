@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import uuid
@@ -78,6 +79,8 @@ async def generate_v1(request: web.Request) -> web.StreamResponse:
     if "json_instead_of_media" in job.faults:
         return web.json_response({"status": "success", "message": "Your output is ready."}, headers=headers)
     body = await asyncio.to_thread(parts.studio.path(job.file).read_bytes)
+    if job.parameters.get("base64") is True:
+        return web.json_response({"image": base64.b64encode(body).decode()}, headers=headers)
     return web.Response(body=body, content_type=job.media_type, headers=headers)
 
 

@@ -38,11 +38,14 @@ class Reading:
 
 
 def read(model: Model, body: Mapping[str, Json], draw_seed: Callable[[], int]) -> Reading:
+    """What becomes of `body`. A seed of -1 is drawn, and so is one that was left out and has no documented default."""
     properties = model.schema.get("properties")
     known = properties if isinstance(properties, dict) else {}
     closed = model.schema.get("additionalProperties") is False
     given = {name: value for name, value in body.items() if not closed or name in known}
-    if given.get("seed") == -1:
+    declared = known.get("seed")
+    undecided = isinstance(declared, dict) and "default" not in declared and "seed" not in given
+    if undecided or given.get("seed") == -1:
         given["seed"] = draw_seed()
     problems = sorted(_objections(model, given), key=lambda problem: problem[0])
     if problems:
