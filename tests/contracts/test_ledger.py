@@ -1,0 +1,499 @@
+"""The ledger's promises, sentence by sentence. Every implementation has to pass this file."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.errors import BudgetExceeded, StorageUnavailable
+from gateway.domain.identity import Ticket
+from gateway.domain.money import Money
+from gateway.domain.tenant import Window
+from gateway.ledger.contract import Bought, ClaimLost, Held, Purchase, Sent, State, remaining
+from gateway.ledger.sqlite import SqliteLedger
+from tests.contracts.ledger_books import BLOB, DAY_SECONDS, NOON, MovableClock, caller, request
+
+LEASE_SECONDS = 15.0
+
+
+class Open(Protocol):
+    def __call__(self, owner: str = "one", alive: frozenset[str] = ...) -> SqliteLedger: ...
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture(params=["sqlite"])
+def open_ledger(tmp_path: Path, clock: MovableClock) -> Iterator[Open]:
+    """Opens the same books again and again, each time as another process would."""
+    with ExitStack() as closing:
+
+        def open_(owner: str = "one", alive: frozenset[str] = frozenset({"one", "two"})) -> SqliteLedger:
+            database = SqliteDatabase(tmp_path / "ledger.sqlite3")
+            closing.callback(database.close)
+            return SqliteLedger(
+                database, clock=clock, owner=owner, is_alive=alive.__contains__, lease_seconds=LEASE_SECONDS
+            )
+
+        yield open_
+
+
+@pytest.fixture
+def ledger(open_ledger: Open) -> SqliteLedger:
+    return open_ledger()
+
+
+async def held(
+    ledger: SqliteLedger, name: str = "a cat", *limits: tuple[str, Window], price: str = "0.416"
+) -> Held:
+    reserved = await ledger.reserve(caller(*limits), request(name, price), newest_known=None)
+    assert isinstance(reserved, Held)
+    return reserved
+
+
+async def bought(ledger: SqliteLedger, name: str = "a cat", *limits: tuple[str, Window]) -> Bought:
+    sent = await ledger.send(await held(ledger, name, *limits))
+    return await ledger.record_ticket(sent, Ticket(f"ticket of {name}"))
+
+
+async def settled(ledger: SqliteLedger, claim: Bought, cost: str | None = "0.416") -> None:
+    await ledger.settle(
+        claim, cost=None if cost is None else Money.exactly(cost), blobs=[BLOB], seed=7, seconds=100.5
+    )
+
+
+# --- Reserving
+
+
+async def test_what_is_reserved_is_held_and_not_spent(ledger: SqliteLedger) -> None:
+    await held(ledger)
+
+    assert await ledger.reserved("acme") == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+    assert await ledger.spent("acme") == {}
+
+
+async def test_a_price_that_fits_a_budget_to_the_micro_dollar_is_held(ledger: SqliteLedger) -> None:
+    await held(ledger, "a cat", ("0.832", Window.TOTAL))
+    await held(ledger, "a dog", ("0.832", Window.TOTAL))
+
+    (balance,) = await ledger.balances("acme", caller(("0.832", Window.TOTAL)).tenant.budgets)
+    assert balance.remaining == Money.ZERO
+
+
+async def test_a_price_that_passes_a_budget_by_one_micro_dollar_is_refused(ledger: SqliteLedger) -> None:
+    await held(ledger, "a cat", ("0.831999", Window.TOTAL))
+
+    with pytest.raises(BudgetExceeded) as refusal:
+        await held(ledger, "a dog", ("0.831999", Window.TOTAL))
+
+    assert refusal.value.reserved == Money(416_000)
+    assert refusal.value.limit == Money(831_999)
+    assert refusal.value.resets_at is None
+    assert await ledger.reserved() == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+
+
+async def test_every_budget_of_a_tenant_has_to_have_room(ledger: SqliteLedger) -> None:
+    limits = (("100", Window.DAY), ("0.5", Window.MONTH), ("100", Window.TOTAL))
+    await held(ledger, "a cat", *limits)
+
+    with pytest.raises(BudgetExceeded) as refusal:
+        await held(ledger, "a dog", *limits)
+
+    assert refusal.value.window is Window.MONTH
+    assert refusal.value.details["resets_at"] == "2026-12-01T00:00:00Z"
+
+
+async def test_one_tenants_money_is_not_anothers(ledger: SqliteLedger) -> None:
+    await held(ledger, "a cat", ("0.416", Window.TOTAL))
+
+    other = await ledger.reserve(
+        caller(("0.416", Window.TOTAL), tenant="other"), request("a dog"), newest_known=None
+    )
+
+    assert isinstance(other, Held)
+
+
+async def test_a_tenant_without_budgets_has_no_limit(ledger: SqliteLedger) -> None:
+    for animal in ("a cat", "a dog", "an emu"):
+        await held(ledger, animal, price="1000000")
+
+    assert remaining(await ledger.balances("acme", ())) is None
+
+
+async def test_a_second_purchase_of_an_open_fingerprint_is_answered_with_the_first(
+    ledger: SqliteLedger,
+) -> None:
+    first = await held(ledger)
+
+    second = await ledger.reserve(caller(), request(), newest_known=None)
+
+    assert isinstance(second, Purchase)
+    assert (second.id, second.state) == (first.purchase, State.QUEUED)
+    again = await ledger.reserve(caller(), request(), newest_known=first.purchase)
+    assert isinstance(again, Purchase)
+
+
+async def test_a_purchase_that_landed_since_one_looked_is_the_answer(ledger: SqliteLedger) -> None:
+    claim = await bought(ledger)
+    await settled(ledger, claim)
+
+    answer = await ledger.reserve(caller(), request(), newest_known=None)
+
+    assert isinstance(answer, Purchase)
+    assert answer.generation is not None
+    assert isinstance(await ledger.reserve(caller(), request(), newest_known=answer.id), Held)
+
+
+async def test_a_released_purchase_is_in_nobodys_way(ledger: SqliteLedger) -> None:
+    await ledger.release(await held(ledger), "gave up")
+
+    assert await ledger.newest(request().fingerprint) is None
+    assert isinstance(await held(ledger), Held)
+
+
+async def test_concurrent_reservations_stop_exactly_at_the_limit(ledger: SqliteLedger) -> None:
+    async def attempt(number: int) -> bool:
+        try:
+            await held(ledger, f"animal {number}", ("4.16", Window.MONTH))
+        except BudgetExceeded:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(attempt(number) for number in range(200)))) == 10
+
+
+# --- The way of a purchase
+
+
+async def test_a_purchase_goes_from_held_over_sent_and_bought_to_settled(ledger: SqliteLedger) -> None:
+    states = []
+
+    async def note() -> None:
+        newest = await ledger.newest(request().fingerprint)
+        assert newest is not None
+        states.append(newest.state)
+
+    reserved = await held(ledger)
+    await note()
+    sent = await ledger.send(reserved)
+    await note()
+    claim = await ledger.record_ticket(sent, Ticket("T1"))
+    await note()
+    await settled(ledger, claim)
+    await note()
+
+    assert states == [State.QUEUED, State.SENDING, State.RUNNING, State.SETTLED]
+
+
+async def test_a_settled_purchase_keeps_everything_that_it_was(
+    ledger: SqliteLedger, clock: MovableClock
+) -> None:
+    claim = await bought(ledger)
+    clock.now += 103
+    await settled(ledger, claim, "0.409878")
+
+    newest = await ledger.newest(request().fingerprint)
+
+    assert newest is not None
+    assert newest.request == request()
+    assert (newest.tenant, newest.key_id, newest.ticket) == ("acme", "key-1", "ticket of a cat")
+    assert (newest.reserved_at, newest.ended_at) == (NOON, NOON + 103)
+    made = newest.generation
+    assert made is not None
+    assert (made.cost, made.seed, made.seconds, made.blobs) == (Money(409_878), 7, 100.5, (BLOB,))
+    assert made.made_at == NOON + 103
+
+
+async def test_settling_spends_what_the_upstream_charged_and_frees_the_rest(ledger: SqliteLedger) -> None:
+    await settled(ledger, await bought(ledger), "0.3")
+
+    assert await ledger.spent() == {("acme", "ltx-2-19b-t2v"): Money(300_000)}
+    assert await ledger.reserved() == {}
+
+
+async def test_a_cost_that_the_upstream_did_not_say_is_the_held_price_and_never_nothing(
+    ledger: SqliteLedger,
+) -> None:
+    await settled(ledger, await bought(ledger), None)
+
+    assert await ledger.spent() == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+
+
+async def test_a_cost_above_the_held_price_is_spent_in_full_and_shown(ledger: SqliteLedger) -> None:
+    await settled(ledger, await bought(ledger, "a cat", ("0.5", Window.TOTAL)), "0.7")
+
+    (balance,) = await ledger.balances("acme", caller(("0.5", Window.TOTAL)).tenant.budgets)
+    assert balance.remaining == Money(-200_000)
+    with pytest.raises(BudgetExceeded):
+        await held(ledger, "a dog", ("0.5", Window.TOTAL), price="0.000001")
+
+
+async def test_settling_twice_spends_once(ledger: SqliteLedger) -> None:
+    claim = await bought(ledger)
+
+    await settled(ledger, claim, "0.3")
+    await settled(ledger, claim, "0.4")
+
+    assert await ledger.spent() == {("acme", "ltx-2-19b-t2v"): Money(300_000)}
+
+
+async def test_releasing_twice_releases_once(ledger: SqliteLedger) -> None:
+    claim = await held(ledger)
+
+    await ledger.release(claim, "refused")
+    await ledger.release(claim, "refused")
+
+    assert await ledger.reserved() == {}
+
+
+async def test_what_has_been_settled_cannot_be_released(ledger: SqliteLedger) -> None:
+    claim = await bought(ledger)
+    await settled(ledger, claim)
+
+    with pytest.raises(ClaimLost):
+        await ledger.release(claim, "too late")
+
+    assert await ledger.spent() == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+
+
+async def test_what_has_been_released_cannot_be_settled(ledger: SqliteLedger) -> None:
+    claim = await bought(ledger)
+    await ledger.release(claim, "failed")
+
+    with pytest.raises(ClaimLost):
+        await settled(ledger, claim)
+
+    assert await ledger.spent() == {}
+
+
+async def test_a_purchase_cannot_be_sent_twice(ledger: SqliteLedger) -> None:
+    claim = await held(ledger)
+    await ledger.send(claim)
+
+    with pytest.raises(ClaimLost):
+        await ledger.send(claim)
+
+
+async def test_the_money_of_an_unknown_purchase_stays_held_and_its_fingerprint_taken(
+    ledger: SqliteLedger,
+) -> None:
+    sent = await ledger.send(await held(ledger))
+
+    await ledger.mark_unknown(sent, "silence")
+
+    assert await ledger.unknown() == Money(416_000)
+    assert await ledger.reserved() == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+    answer = await ledger.reserve(caller(), request(), newest_known=None)
+    assert isinstance(answer, Purchase)
+    assert (answer.state, answer.reason) == (State.UNKNOWN, "silence")
+
+
+# --- Windows
+
+
+async def test_a_day_begins_at_midnight_utc(ledger: SqliteLedger, clock: MovableClock) -> None:
+    clock.now = NOON + DAY_SECONDS - 1
+    await settled(ledger, await bought(ledger, "a cat", ("0.5", Window.DAY)))
+    with pytest.raises(BudgetExceeded) as refusal:
+        await held(ledger, "a dog", ("0.5", Window.DAY))
+    assert refusal.value.details["resets_at"] == "2026-11-24T00:00:00Z"
+
+    clock.now += 1
+
+    assert isinstance(await held(ledger, "a dog", ("0.5", Window.DAY)), Held)
+
+
+async def test_a_month_begins_on_its_first_day(ledger: SqliteLedger, clock: MovableClock) -> None:
+    clock.now = NOON + 7 * DAY_SECONDS  # 30 November
+    await settled(ledger, await bought(ledger, "a cat", ("0.5", Window.MONTH)))
+    with pytest.raises(BudgetExceeded):
+        await held(ledger, "a dog", ("0.5", Window.MONTH))
+
+    clock.now += DAY_SECONDS
+
+    assert isinstance(await held(ledger, "a dog", ("0.5", Window.MONTH)), Held)
+
+
+async def test_money_counts_in_the_window_in_which_it_was_reserved(
+    ledger: SqliteLedger, clock: MovableClock
+) -> None:
+    clock.now = NOON + DAY_SECONDS - 60
+    claim = await bought(ledger, "a cat", ("0.5", Window.DAY))
+    clock.now += 120
+
+    await settled(ledger, claim)
+
+    (today,) = await ledger.balances("acme", caller(("0.5", Window.DAY)).tenant.budgets)
+    assert today.spent == Money.ZERO
+    clock.now -= 120
+    (yesterday,) = await ledger.balances("acme", caller(("0.5", Window.DAY)).tenant.budgets)
+    assert yesterday.spent == Money(416_000)
+
+
+async def test_a_total_budget_never_begins_again(ledger: SqliteLedger, clock: MovableClock) -> None:
+    await settled(ledger, await bought(ledger, "a cat", ("0.5", Window.TOTAL)))
+
+    clock.now += 4000 * DAY_SECONDS
+
+    with pytest.raises(BudgetExceeded):
+        await held(ledger, "a dog", ("0.5", Window.TOTAL))
+
+
+# --- Custody
+
+
+async def test_a_living_owners_purchase_is_not_adopted(open_ledger: Open) -> None:
+    claim = await held(open_ledger("one"))
+
+    assert await open_ledger("two").adopt(claim.purchase) is None
+
+
+async def test_a_dead_owners_purchase_is_adopted_at_once_and_where_it_was(open_ledger: Open) -> None:
+    one, two = open_ledger("one"), open_ledger("two", frozenset())
+    reserved = await held(one, "queued")
+    sent = await one.send(await held(one, "sending"))
+    claim = await bought(one, "running")
+
+    adopted = [await two.adopt(each.purchase) for each in (reserved, sent, claim)]
+
+    assert [type(each) for each in adopted] == [Held, Sent, Bought]
+    assert adopted[2] == Bought(claim.purchase, claim.fence + 1, claim.ticket)
+
+
+async def test_a_silent_owners_purchase_is_adopted_when_its_lease_is_up(
+    open_ledger: Open, clock: MovableClock
+) -> None:
+    one, two = open_ledger("one"), open_ledger("two")
+    claim = await bought(one)
+    clock.now += LEASE_SECONDS - 1
+    await one.renew()
+    clock.now += LEASE_SECONDS - 1
+    assert await two.adopt(claim.purchase) is None
+
+    clock.now += 2
+
+    assert isinstance(await two.adopt(claim.purchase), Bought)
+
+
+async def test_an_owner_that_wakes_up_late_can_neither_settle_nor_release(
+    open_ledger: Open, clock: MovableClock
+) -> None:
+    one, two = open_ledger("one"), open_ledger("two")
+    stale = await bought(one)
+    clock.now += LEASE_SECONDS + 1
+    fresh = await two.adopt(stale.purchase)
+    assert isinstance(fresh, Bought)
+
+    with pytest.raises(ClaimLost):
+        await settled(one, stale)
+    with pytest.raises(ClaimLost):
+        await one.release(stale, "late")
+
+    await settled(two, fresh)
+    assert await two.spent() == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+
+
+async def test_what_is_unknown_or_ended_is_not_adopted(open_ledger: Open) -> None:
+    one, two = open_ledger("one"), open_ledger("two", frozenset())
+    unknown = await one.send(await held(one, "unknown"))
+    await one.mark_unknown(unknown, "silence")
+    done = await bought(one, "done")
+    await settled(one, done)
+
+    assert await two.adopt(unknown.purchase) is None
+    assert await two.adopt(done.purchase) is None
+
+
+async def test_open_purchases_are_listed_oldest_first_and_ended_ones_are_not(ledger: SqliteLedger) -> None:
+    await settled(ledger, await bought(ledger, "done"))
+    first = await held(ledger, "first")
+    second = await bought(ledger, "second")
+
+    assert [purchase.id for purchase in await ledger.open_purchases()] == [first.purchase, second.purchase]
+
+
+async def test_what_was_acknowledged_is_there_after_the_books_are_opened_again(open_ledger: Open) -> None:
+    claim = await bought(open_ledger("one"))
+
+    newest = await open_ledger("two").newest(request().fingerprint)
+
+    assert newest is not None
+    assert (newest.id, newest.state, newest.ticket) == (claim.purchase, State.RUNNING, claim.ticket)
+
+
+# --- Several processes, and a disk that refuses
+
+
+def _spend_in_another_process(path: str, owner: str, start: int, outcome: multiprocessing.Queue[int]) -> None:
+    async def spend() -> int:
+        database = SqliteDatabase(Path(path))
+        ledger = SqliteLedger(
+            database, clock=MovableClock(), owner=owner, is_alive=lambda _: True, lease_seconds=15
+        )
+
+        async def attempt(number: int) -> int:
+            try:
+                await settled(ledger, await bought(ledger, f"animal {number}", ("16.64", Window.MONTH)))
+            except BudgetExceeded:
+                return 0
+            return 1
+
+        try:
+            return sum(await asyncio.gather(*(attempt(number) for number in range(start, start + 60))))
+        finally:
+            database.close()
+
+    outcome.put(asyncio.run(spend()))
+
+
+def test_two_processes_together_spend_a_budget_to_the_micro_dollar_and_not_past_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    database = SqliteDatabase(path)
+    SqliteLedger(database, clock=MovableClock(), owner="x", is_alive=lambda _: True, lease_seconds=15)
+    context = multiprocessing.get_context("spawn")
+    outcome: multiprocessing.Queue[int] = context.Queue()
+    processes = [
+        context.Process(target=_spend_in_another_process, args=(str(path), f"p{start}", start, outcome))
+        for start in (0, 60)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    assert outcome.get() + outcome.get() == 40
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT SUM(spent_micros) FROM spending").fetchone() == (16_640_000,)
+    connection.close()
+    database.close()
+
+
+async def test_a_database_that_is_full_refuses_in_words_and_changes_nothing(
+    tmp_path: Path, clock: MovableClock
+) -> None:
+    database = SqliteDatabase(tmp_path / "ledger.sqlite3")
+    ledger = SqliteLedger(database, clock=clock, owner="one", is_alive=lambda _: True, lease_seconds=15)
+    pages = await database.write(lambda connection: connection.execute("PRAGMA page_count").fetchone()[0])
+    await database.write(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages + 2}"))
+    with pytest.raises(StorageUnavailable, match="full"):  # noqa: PT012 -- which one is refused does not matter
+        for number in range(500):
+            await held(ledger, f"animal {number}" + "x" * 500)
+    before = await ledger.reserved()
+
+    with pytest.raises(StorageUnavailable):
+        await asyncio.gather(*(held(ledger, f"more {number}" + "x" * 5000) for number in range(5)))
+
+    assert await ledger.reserved() == before
+    await database.write(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
+    assert isinstance(await held(ledger, "after"), Held)
+    database.close()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from gateway.generation.single_flight import Flight, FlightCancelled, SingleFlight
+
+
+class Airport:
+    """Flights that land when they are told to, and a count of how many took off."""
+
+    def __init__(self) -> None:
+        self.flights: SingleFlight[str, str, str] = SingleFlight()
+        self.departures = 0
+        self.may_land = asyncio.Event()
+
+    async def work(self, flight: Flight[str, str]) -> str:
+        self.departures += 1
+        flight.clear("cleared")
+        await self.may_land.wait()
+        return "landed"
+
+    def board(self, key: str = "key") -> tuple[Flight[str, str], bool]:
+        return self.flights.board(key, self.work)
+
+
+@pytest.fixture
+async def airport() -> Airport:
+    return Airport()
+
+
+async def test_everybody_who_asks_for_the_same_boards_the_same_flight(airport: Airport) -> None:
+    boarded = [airport.board() for _ in range(20)]
+    airport.may_land.set()
+
+    assert [await flight.landing() for flight, _ in boarded] == ["landed"] * 20
+    assert [joined for _, joined in boarded] == [False] + [True] * 19
+    assert airport.departures == 1
+
+
+async def test_different_keys_fly_apart(airport: Airport) -> None:
+    airport.board("one")
+    airport.board("two")
+    airport.may_land.set()
+    await asyncio.gather(airport.board("one")[0].landing(), airport.board("two")[0].landing())
+
+    assert airport.departures == 2
+
+
+async def test_the_first_caller_may_leave_and_the_others_are_served(airport: Airport) -> None:
+    first = asyncio.create_task(airport.board()[0].landing())
+    others = [asyncio.create_task(airport.board()[0].landing()) for _ in range(9)]
+    await airport.board()[0].clearance()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+    airport.may_land.set()
+
+    assert await asyncio.gather(*others) == ["landed"] * 9
+    assert airport.departures == 1
+
+
+async def test_a_flight_that_everybody_has_left_lands_all_the_same(airport: Airport) -> None:
+    flight, _ = airport.board()
+    only = asyncio.create_task(flight.landing())
+    await flight.clearance()
+    only.cancel()
+    airport.may_land.set()
+
+    assert await flight.landing() == "landed"
+
+
+async def test_after_a_landing_the_next_caller_takes_off_anew(airport: Airport) -> None:
+    airport.may_land.set()
+    await airport.board()[0].landing()
+    await airport.board()[0].landing()
+
+    assert airport.departures == 2
+    await asyncio.sleep(0)
+    assert len(airport.flights) == 0
+
+
+async def test_what_ends_a_flight_before_its_clearance_is_told_to_all_who_wait_for_it(
+    airport: Airport,
+) -> None:
+    async def refused(_: Flight[str, str]) -> str:
+        raise LookupError("no budget")
+
+    flight, _ = airport.flights.board("key", refused)
+    for wait in (flight.clearance, flight.clearance, flight.landing):
+        with pytest.raises(LookupError, match="no budget"):
+            await wait()
+
+
+async def test_a_flight_that_fails_for_nobody_fails_in_silence(airport: Airport) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def broken(_: Flight[str, str]) -> str:
+        raise LookupError
+
+    flight, _ = airport.flights.board("key", broken)
+    while "key" in airport.flights:
+        await asyncio.sleep(0)
+    del flight
+    gc.collect()
+
+    assert complaints == []
+
+
+async def test_draining_waits_for_what_lands_in_time_and_calls_off_the_rest(airport: Airport) -> None:
+    started = asyncio.Event()
+
+    async def endless(_: Flight[str, str]) -> str:
+        started.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    soon, _ = airport.board("soon")
+    never, _ = airport.flights.board("never", endless)
+    await started.wait()
+    airport.may_land.set()
+
+    await airport.flights.drain(grace_seconds=0.01)
+
+    assert await soon.landing() == "landed"
+    with pytest.raises(FlightCancelled):
+        await never.clearance()
+    with pytest.raises(asyncio.CancelledError):
+        await never.landing()
