@@ -373,7 +373,6 @@ async def listening(
     application: web.Application, host: str, port: int, keepalive_seconds: float
 ) -> AsyncIterator[str]:
     """`application`, answering at the URL that is given. Raises CannotStart."""
-    application.on_response_prepare.append(_named)
     runner = web.AppRunner(
         application,
         access_log=None,
@@ -395,11 +394,6 @@ async def listening(
         yield f"http://{_bracketed(host)}:{_port(runner.addresses)}"
     finally:
         await runner.cleanup()
-
-
-async def _named(_: web.Request, response: web.StreamResponse) -> None:
-    # Which versions of what we run is nobody's business.
-    response.headers.setdefault("Server", "generation-gateway")
 
 
 def _port(addresses: Sequence[tuple[object, ...]]) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from aiohttp import web
 
@@ -73,7 +73,7 @@ class Generations:
             visit = request[VISIT]
             visit.waited_seconds += conclusion.waited_seconds
             visit.outcome, visit.cost = conclusion.outcome.status.value, conclusion.outcome.charged
-            if _wants_json(request):
+            if _prefers_the_record(request, conclusion.outcome.generation.blob.media_type):
                 return await self._record_response(request, caller, accepted.record, conclusion.outcome)
             opened = await open_blob(self._blobs, conclusion.outcome.generation.blob.digest)
             if opened is not None:
@@ -291,9 +291,23 @@ class Generations:
 _BODY = web.RequestKey("body", bytes)
 
 
-def _wants_json(request: web.Request) -> bool:
-    accepted = request.headers.get("Accept", "*/*")
-    return any(part.partition(";")[0].strip() == "application/json" for part in accepted.split(","))
+def _prefers_the_record(request: web.Request, media_type: str) -> bool:
+    """Whether JSON is asked for by name, and more than the media: many clients name it beside `*/*` always."""
+    wanted = dict(_accepted(request.headers.get("Accept", "*/*")))
+    asked = wanted.pop("application/json", 0.0)
+    kind = media_type.partition("/")[0]
+    media = next((wanted[name] for name in (media_type, f"{kind}/*", "*/*") if name in wanted), 0.0)
+    return asked > media
+
+
+def _accepted(header: str) -> Iterator[tuple[str, float]]:
+    for part in header.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        weights = [piece[2:] for piece in parameters if piece.startswith("q=")]
+        try:
+            yield name, float(weights[0]) if weights else 1.0
+        except ValueError:
+            yield name, 1.0
 
 
 def _usd(amount: Money) -> str:

@@ -16,6 +16,7 @@ def front(
 ) -> web.Application:
     """What callers reach."""
     app = web.Application(middlewares=[front_door.middleware])
+    app.on_response_prepare.append(_sign)
     app.router.add_routes(
         [
             web.post("/v1/{model}", generations.post_v1),
@@ -35,6 +36,7 @@ def front(
 def operations(operations: Operations) -> web.Application:
     """What operators reach."""
     app = web.Application()
+    app.on_response_prepare.append(_sign)
     app.router.add_routes(
         [
             web.get("/metrics", operations.get_metrics),
@@ -43,3 +45,8 @@ def operations(operations: Operations) -> web.Application:
         ]
     )
     return app
+
+
+async def _sign(_: web.Request, response: web.StreamResponse) -> None:
+    # Which versions of what we run is nobody's business.
+    response.headers["Server"] = "generation-gateway"

@@ -1,0 +1,377 @@
+"""The real gateway with the real sandbox behind it, on loopback, and a caller's hand on both."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.app import SANDBOX_KEY, RunningGateway, listening, running_gateway
+from gateway.catalog.yaml_files import load_catalog
+from gateway.database.sqlite import SqliteDatabase
+from gateway.ledger.contract import Purchase
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.requests.contract import RequestRecord
+from gateway.requests.sqlite import SqliteRequestRecords
+from gateway.sandbox.server import create_sandbox
+from gateway.settings import load_settings
+from gateway.telemetry import logs
+
+PROJECT = Path(__file__).parents[2]
+MODELS = PROJECT / "config" / "models"
+MODEL = "ltx-2-19b-t2v"
+
+PROMPT = "a red fox in the snow, zebrafinch"
+"""With a word that no log has for reasons of its own."""
+
+PRICE_MICROS = 4_000
+"""What `video()` costs: the least there is."""
+
+TENANTS: Mapping[str, Any] = {"demo": {"budgets": [{"limit_usd": 25, "per": "month"}]}}
+
+_PATIENCE_SECONDS = 30.0
+
+
+def video(**changes: Any) -> dict[str, Any]:
+    """The parameters of the smallest, cheapest video."""
+    return {"prompt": PROMPT, "width": 256, "height": 256, "num_frames": 9, **changes}
+
+
+class MovableClock:
+    """The real time, and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead_seconds = 0.0
+
+    def __call__(self) -> float:
+        return datetime.now(UTC).timestamp() + self.ahead_seconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in any case."""
+
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def cache(self) -> str:
+        """The Cache-Status without its key."""
+        return self.headers["Cache-Status"].partition("; key=")[0].removeprefix("gateway; ")
+
+    @property
+    def seed(self) -> int:
+        return int(self.headers["x-seed-value"])
+
+    def refused(self, status: int, code: str) -> Any:
+        """The envelope of an error, which has to be this one."""
+        assert (self.status, self.json.get("code")) == (status, code), (self.status, self.body)
+        assert isinstance(self.json["error"], str)
+        assert self.json["error"]
+        assert self.json["request_id"] == self.headers["x-request-id"]
+        return self.json
+
+
+class House:
+    """A gateway and its sandbox. Directories outlive both, so that each can be stopped and started again."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tenants: Mapping[str, Any] = TENANTS,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        time_scale: float = 0,
+    ) -> None:
+        self.directory = directory
+        self.clock = MovableClock()
+        self.log = io.StringIO()
+        self.secrets: set[str] = {SANDBOX_KEY}
+        """What must appear in no log line."""
+
+        self.environment = dict(environment or {})
+        self.settings: dict[str, Any] = {
+            "listen.port": 0,
+            "operations.port": 0,
+            "upstream.kind": "sandbox",
+            "sandbox.time_scale": time_scale,
+            "shutdown.grace_seconds": 0,
+            **(settings or {}),
+        }
+        self.key = ""
+        """A key of the first tenant."""
+
+        self.sandbox_url = ""
+        self.keys: list[str] = []
+        self._time_scale = time_scale
+        self._sandbox = AsyncExitStack()
+        self._gateway = AsyncExitStack()
+        self._running: RunningGateway | None = None
+        directory.mkdir(exist_ok=True)
+        self.config = directory / "gateway.yaml"
+        self.config.write_text(json.dumps({"storage": {"directory": "var"}, "models": str(MODELS)}))
+        self.declare(tenants)
+
+    # --- Running
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[House]:
+        """Both, running, and a key of the first tenant; afterwards the log is held against what it must not say."""
+        logs.configure("debug", stream=self.log)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+            self._session = session
+            await self.start_sandbox()
+            try:
+                await self.start()
+                self.key = await self.new_key(next(iter(self.tenants)))
+                yield self
+            finally:
+                await self.stop()
+                await self.stop_sandbox()
+        said = self.log.getvalue()
+        assert not [secret for secret in self.secrets if secret in said]
+
+    async def start(self, **settings: Any) -> None:
+        """Start the gateway; with double underscores for the points in the settings' names."""
+        self.settings |= {name.replace("__", "."): value for name, value in settings.items()}
+        overrides = [f"{name}={json.dumps(value)}" for name, value in self.settings.items()]
+        read = load_settings(self.config, overrides=overrides, environment=self.environment)
+        self._running = await self._gateway.enter_async_context(
+            running_gateway(
+                read, environment=self.environment, sandbox_url=self.sandbox_url, clock=self.clock
+            )
+        )
+
+    async def stop(self) -> None:
+        """Stop the gateway as SIGTERM does."""
+        if self._running is not None:
+            await self._running.drain()
+            self._running = None
+        await self._gateway.aclose()
+
+    async def restart(self, **settings: Any) -> None:
+        await self.stop()
+        await self.start(**settings)
+
+    async def start_sandbox(self) -> None:
+        application = create_sandbox(
+            catalog=load_catalog(MODELS),
+            directory=self.directory / "sandbox",
+            public_url=None,
+            time_scale=self._time_scale,
+            clock=self.clock,
+        )
+        self.sandbox_url = await self._sandbox.enter_async_context(
+            listening(application, "127.0.0.1", 0, 75.0)
+        )
+
+    async def stop_sandbox(self) -> None:
+        await self._sandbox.aclose()
+
+    def declare(self, tenants: Mapping[str, Any]) -> None:
+        """What tenants.yaml says from the next start on."""
+        self.tenants = tenants
+        (self.directory / "tenants.yaml").write_text(json.dumps({"tenants": tenants}))
+
+    @property
+    def gateway(self) -> RunningGateway:
+        assert self._running is not None
+        return self._running
+
+    @property
+    def url(self) -> str:
+        return self.gateway.url
+
+    @property
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+    async def new_key(self, tenant: str) -> str:
+        key = await self.gateway.keys.create(tenant, "of a test")
+        self.keys.append(key)
+        self.secrets.add(key)
+        return key
+
+    # --- Asking the gateway
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Answer:
+        """`path` may be a whole URL. `key`: the first tenant's own by default, none if it is empty."""
+        key = self.key if key is None else key
+        sent = ({"x-api-key": key} if key else {}) | dict(headers or {})
+        if isinstance(prompt := (options.get("json") or {}).get("prompt"), str) and len(prompt) > 10:
+            self.secrets.add(prompt)
+        url = path if path.startswith("http") else self.url + path
+        async with self._session.request(method, url, headers=sent, allow_redirects=False, **options) as got:
+            return Answer(got.status, got.headers.copy(), await got.read())
+
+    async def get(self, path: str, **options: Any) -> Answer:
+        return await self.ask("GET", path, **options)
+
+    async def make(self, parameters: Mapping[str, Any] | None = None, **options: Any) -> Answer:
+        """POST /v1/{model}"""
+        return await self._post("v1", parameters, **options)
+
+    async def submit(self, parameters: Mapping[str, Any] | None = None, **options: Any) -> Answer:
+        """POST /v2/{model}"""
+        return await self._post("v2", parameters, **options)
+
+    async def _post(
+        self, api: str, parameters: Mapping[str, Any] | None, *, model: str = MODEL, **options: Any
+    ) -> Answer:
+        if "data" not in options:
+            options["json"] = dict(video() if parameters is None else parameters)
+        return await self.ask("POST", f"/{api}/{model}", **options)
+
+    async def ended(self, submitted: Answer, *, key: str | None = None) -> Answer:
+        """The status endpoint's answer once a v2 request has ended."""
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while True:
+                answer = await self.get(submitted.json["status_url"], key=key)
+                if answer.status != 200 or answer.json["status"] == "COMPLETED":
+                    return answer
+                await asyncio.sleep(0.01)
+
+    async def result(self, submitted: Answer, *, key: str | None = None) -> Answer:
+        """The result of a v2 request, once there is one."""
+        await self.ended(submitted, key=key)
+        return await self.get(submitted.json["response_url"], key=key)
+
+    async def usage(self, *, key: str | None = None) -> Any:
+        answer = await self.get("/v1/usage", key=key)
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    async def metrics(self) -> Metrics:
+        answer = await self.get(f"{self.gateway.operations_url}/metrics", key="")
+        assert answer.status == 200, answer.body
+        return Metrics(answer.body.decode())
+
+    # --- Looking into the books
+
+    async def pending(self) -> Sequence[RequestRecord]:
+        """Requests that were accepted and have no outcome yet."""
+        database = SqliteDatabase(self.directory / "var" / "ledger.sqlite3")
+        try:
+            return await SqliteRequestRecords(database, clock=self.clock).pending()
+        finally:
+            await asyncio.to_thread(database.close)
+
+    async def open_purchases(self) -> Sequence[Purchase]:
+        database = SqliteDatabase(self.directory / "var" / "ledger.sqlite3")
+        try:
+            ledger = SqliteLedger(
+                database, clock=self.clock, owner="a test", is_alive=lambda _: True, lease_seconds=15
+            )
+            return await ledger.open_purchases()
+        finally:
+            await asyncio.to_thread(database.close)
+
+    async def until_aboard(self, passengers: int) -> None:
+        """Wait until so many requests are accepted and under way."""
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while len(await self.pending()) < passengers:
+                await asyncio.sleep(0.01)
+
+    def blob_files(self) -> list[Path]:
+        return [path for path in (self.directory / "var" / "blobs" / "sha256").rglob("*") if path.is_file()]
+
+    # --- The sandbox
+
+    async def faults(self, faults: Mapping[str, Any]) -> None:
+        """Switch faults on (or off, with {})."""
+        async with self._session.put(f"{self.sandbox_url}/sandbox/faults", json=faults) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async def hold(self) -> None:
+        """From now on nothing that is bought can land: every poll fails. `let_go` ends it."""
+        await self.faults({"poll_error": {"status": 502}})
+
+    async def let_go(self) -> None:
+        await self.faults({"poll_error": {}})
+
+    async def bill(self) -> Bill:
+        async with self._session.get(f"{self.sandbox_url}/sandbox/bill") as answer:
+            assert answer.status == 200, await answer.text()
+            return Bill(await answer.json())
+
+    async def until_billed(self, jobs: int) -> Bill:
+        """The bill, once it has so many jobs and none of them runs."""
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while True:
+                bill = await self.bill()
+                if len(bill.jobs) >= jobs and not bill.total["running"]:
+                    return bill
+                await asyncio.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What the sandbox has billed."""
+
+    all: Mapping[str, Any]
+
+    @property
+    def jobs(self) -> list[Any]:
+        return list(self.all["jobs"])
+
+    @property
+    def total(self) -> Mapping[str, Any]:
+        total: Mapping[str, Any] = self.all["total"]
+        return total
+
+    @property
+    def micros(self) -> int:
+        return int(self.total["cost_micros"])
+
+
+class Metrics:
+    """One exposition, read as Prometheus does."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._samples = [
+            sample for family in text_string_to_metric_families(text) for sample in family.samples
+        ]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The sum over all samples of this name that have these labels; 0 if there are none."""
+        return round(sum(self._matching(name, labels)), 9)
+
+    def has(self, name: str, **labels: str) -> bool:
+        return any(True for _ in self._matching(name, labels))
+
+    def labels(self, name: str) -> set[frozenset[str]]:
+        return {frozenset(sample.labels) for sample in self._samples if sample.name == name}
+
+    def _matching(self, name: str, labels: Mapping[str, str]) -> Iterable[float]:
+        return (
+            sample.value
+            for sample in self._samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
