@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
@@ -96,6 +97,32 @@ class SqliteDatabase:
         """What `work` returns; it sees everything that was written before, and can write nothing."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._read, work)
+
+    async def backup(self, destination: Path) -> None:
+        """A consistent copy of everything that was committed when it began, while others go on writing.
+
+        It is whole or not there. Raises FileExistsError if something is there already.
+        """
+        await asyncio.to_thread(self._back_up, destination)
+
+    def _back_up(self, destination: Path) -> None:
+        if destination.exists():
+            raise FileExistsError(f"{destination} is there already: name a file that is not.")
+        beside = destination.with_name(f".{destination.name}.incoming")
+        beside.unlink(missing_ok=True)
+        source, copy = _connect(self.path), sqlite3.connect(beside)
+        try:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            copy.close()
+            source.close()
+        handle = os.open(beside, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        beside.rename(destination)
 
     def close(self) -> None:
         """Finish what is waiting and close the file; may be called twice."""

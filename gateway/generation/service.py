@@ -217,9 +217,8 @@ class GenerationService:
         for record in await self._records.pending():
             if record.id not in self._followers:
                 await self._resume_request(record)
-        for purchase in await self._custody.open_purchases():
-            if purchase.state is not State.UNKNOWN:
-                self._flights.board(purchase.request.fingerprint, self._flight_of(None, purchase.request))
+        for purchase in await self._custody.orphans():
+            self._flights.board(purchase.request.fingerprint, self._flight_of(None, purchase.request))
 
     async def _resume_request(self, record: RequestRecord) -> None:
         caller = self._identify(record.tenant, record.key_id)
@@ -403,6 +402,8 @@ class GenerationService:
                 )
             case State.SETTLED:
                 return await self._recover(known)
+            case State.LOST:
+                return None
             case _:
                 return await self._take_over(caller, known, flight)
 

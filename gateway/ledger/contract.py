@@ -2,10 +2,15 @@
 
     queued  -> sending -> running -> settled
        |          |          |----> released   the upstream failed, and does not bill failures
+       |          |          |----> lost       paid for, and what came is broken or gone
        |          |          '----> unknown    nobody can say what it cost
        |          |---------------> released   proved not bought
        |          '---------------> unknown    may have been bought
        '--------------------------> released   gave up before sending
+
+    unknown -> running     it was bought: its ticket has been found
+            -> released    it was not, or is not billed
+            -> lost        it was, and nothing will come of it; or it has to be taken for bought
 
 At most one purchase of a fingerprint is open (queued, sending, running or unknown), over all processes.
 """
@@ -13,8 +18,10 @@ At most one purchase of a fingerprint is open (queued, sending, running or unkno
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from gateway.domain.generation import Blob, Generation, GenerationRequest
@@ -30,11 +37,12 @@ class State(enum.Enum):
     UNKNOWN = "unknown"
     SETTLED = "settled"
     RELEASED = "released"
+    LOST = "lost"
 
     @property
     def is_open(self) -> bool:
         """Whether money is held for it."""
-        return self not in (State.SETTLED, State.RELEASED)
+        return self not in (State.SETTLED, State.RELEASED, State.LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +83,14 @@ class Purchase:
     ticket: Ticket | None
     sent_at: float | None
     ended_at: float | None
+    cost: Money | None
+    """What was spent on it; None unless settled or lost."""
+
     generation: Generation | None
-    """What came of it, and what it was settled at; None unless settled."""
+    """What came of it; None unless settled."""
 
     reason: str | None
-    """Why it was released or is unknown."""
+    """Why it was released, is unknown or was lost."""
 
 
 class ClaimLost(Exception):
@@ -125,6 +136,9 @@ class Ledger(Protocol):
     async def mark_unknown(self, claim: Sent | Bought, reason: str) -> None:
         """It may have been bought: the money stays held until somebody knows."""
 
+    async def write_off(self, bought: Bought, *, cost: Money | None, reason: str) -> None:
+        """Spend `cost` (the held price when the upstream did not say) on something of which nothing came."""
+
 
 class Custody(Protocol):
     """Open purchases outlive their processes: how they are found and taken over."""
@@ -132,8 +146,8 @@ class Custody(Protocol):
     async def newest(self, fingerprint: Fingerprint) -> Purchase | None:
         """The newest purchase of the fingerprint that was not released."""
 
-    async def open_purchases(self) -> Sequence[Purchase]:
-        """All of them, oldest first."""
+    async def orphans(self) -> Sequence[Purchase]:
+        """Open purchases, oldest first, that could be adopted: their owner is dead or silent, or this process."""
 
     async def adopt(self, purchase: PurchaseId) -> Held | Sent | Bought | None:
         """Take over an open purchase whose owner is dead or silent, or this process itself: earlier claims end.
@@ -143,6 +157,25 @@ class Custody(Protocol):
 
     async def renew(self) -> None:
         """Show that this process is alive: extend the lease on every purchase that it owns."""
+
+
+class Resolution(Protocol):
+    """How an unknown purchase ends. Each answers whether the purchase was still unknown; if not, nothing was done."""
+
+    async def unknown_purchases(self) -> Sequence[Purchase]:
+        """All of them, oldest first."""
+
+    async def known_tickets(self, tickets: Collection[Ticket]) -> AbstractSet[Ticket]:
+        """Those of `tickets` that some purchase has: what they stand for is accounted for."""
+
+    async def resolve_bought(self, purchase: PurchaseId, ticket: Ticket) -> bool:
+        """It was bought, and this is its ticket: it can be collected, by whoever adopts it."""
+
+    async def resolve_not_bought(self, purchase: PurchaseId, reason: str) -> bool:
+        """It was not, or is not billed: the money goes back."""
+
+    async def resolve_lost(self, purchase: PurchaseId, cost: Money | None, reason: str) -> bool:
+        """It was, and nothing will come of it: `cost` (the held price when nobody knows) is spent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +210,32 @@ class Statements(Protocol):
 
     async def unknown(self) -> Money:
         """The part of what is held of which nobody can say whether anything was bought."""
+
+    async def lost(self) -> Money:
+        """The part of what is spent of which nothing came."""
+
+    async def purchases(
+        self, *, states: Collection[State] = (), tenant: str | None = None, limit: int = 100
+    ) -> Sequence[Purchase]:
+        """Purchases in one of `states` (in any, if none is named), newest first."""
+
+    async def purchase(self, purchase: PurchaseId) -> Purchase | None:
+        """The purchase of that name, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """One place where the books do not add up."""
+
+    where: str
+    problem: str
+
+
+class Audit(Protocol):
+    """The books, examined."""
+
+    async def verify(self) -> Sequence[Discrepancy]:
+        """Every balance, derived anew from the purchases; empty when everything fits."""
+
+    async def backup(self, destination: Path) -> None:
+        """A consistent copy of the whole database, made while others write. FileExistsError if something is there."""

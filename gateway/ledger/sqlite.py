@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from gateway.database.sqlite import SqliteDatabase
@@ -21,6 +23,7 @@ from gateway.ledger.contract import (
     Bought,
     Claim,
     ClaimLost,
+    Discrepancy,
     Held,
     Purchase,
     Sent,
@@ -42,7 +45,8 @@ _SCHEMA = (
         seed          INTEGER,
         fresh         INTEGER NOT NULL,
         state         TEXT    NOT NULL
-                      CHECK (state IN ('queued', 'sending', 'running', 'unknown', 'settled', 'released')),
+                      CHECK (state IN
+                          ('queued', 'sending', 'running', 'unknown', 'settled', 'released', 'lost')),
         held_micros   INTEGER NOT NULL CHECK (held_micros >= 0),
         day           INTEGER NOT NULL,
         owner         TEXT    NOT NULL,
@@ -58,15 +62,19 @@ _SCHEMA = (
         generation    TEXT,
         reason        TEXT,
         CHECK (state NOT IN ('running', 'settled') OR ticket IS NOT NULL),
-        CHECK ((state = 'settled') = (cost_micros IS NOT NULL)),
+        CHECK ((state IN ('settled', 'lost')) = (cost_micros IS NOT NULL)),
         CHECK ((state = 'settled') = (generation IS NOT NULL)),
-        CHECK ((state IN ('settled', 'released')) = (ended_at IS NOT NULL))
+        CHECK ((state IN ('settled', 'released', 'lost')) = (ended_at IS NOT NULL))
     );
     CREATE UNIQUE INDEX one_open_purchase_a_fingerprint ON purchases (fingerprint)
         WHERE state IN ('queued', 'sending', 'running', 'unknown');
     CREATE INDEX open_purchases ON purchases (tenant, day, held_micros, model)
         WHERE state IN ('queued', 'sending', 'running', 'unknown');
     CREATE INDEX unknown_purchases ON purchases (held_micros) WHERE state = 'unknown';
+    CREATE INDEX lost_purchases ON purchases (cost_micros) WHERE state = 'lost';
+    CREATE INDEX owned_purchases ON purchases (owner)
+        WHERE state IN ('queued', 'sending', 'running', 'unknown');
+    CREATE INDEX tickets ON purchases (ticket) WHERE ticket IS NOT NULL;
     CREATE INDEX newest_purchases ON purchases (fingerprint, serial) WHERE state != 'released';
     CREATE TABLE spending (
         tenant       TEXT    NOT NULL,
@@ -79,11 +87,14 @@ _SCHEMA = (
     """,
 )
 
+_ALL = -1
+"""SQLite's word for no limit."""
+
 _OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
 
 
 class SqliteLedger:
-    """Keeps the contracts Ledger, Custody and Statements.
+    """Keeps the contracts Ledger, Custody, Resolution, Statements and Audit.
 
     `owner` names this process in the journal; `is_alive` answers whether the process behind another owner's name
     still lives, so that what the dead left is adopted at once and not when their leases run out.
@@ -228,13 +239,7 @@ class SqliteLedger:
             (now, generation.cost.micros, cost is not None, json.dumps(generation.to_json())),
             start=State.RUNNING,
         )
-        # Money counts in the window in which it was reserved, whenever the upstream gets round to it.
-        connection.execute(
-            "INSERT INTO spending SELECT tenant, day, model, cost_micros, 1 FROM purchases WHERE id = ? "
-            "ON CONFLICT (tenant, day, model) DO UPDATE SET "
-            "spent_micros = spent_micros + excluded.spent_micros, purchases = purchases + 1",
-            (bought.purchase,),
-        )
+        _spend(connection, bought.purchase)
         return generation
 
     async def release(self, claim: Held | Sent | Bought, reason: str) -> None:
@@ -252,6 +257,25 @@ class SqliteLedger:
         def work(connection: sqlite3.Connection) -> None:
             if _purchase(connection, claim.purchase).state is not State.UNKNOWN:
                 self._advance(connection, claim, "state = 'unknown', reason = ?", (reason,))
+
+        await self._database.write(work)
+
+    async def write_off(self, bought: Bought, *, cost: Money | None, reason: str) -> None:
+        now = self._clock()
+
+        def work(connection: sqlite3.Connection) -> None:
+            purchase = _purchase(connection, bought.purchase)
+            if purchase.state is State.LOST:
+                return
+            spent = purchase.request.price if cost is None else cost
+            self._advance(
+                connection,
+                bought,
+                "state = 'lost', ended_at = ?, cost_micros = ?, cost_reported = ?, reason = ?",
+                (now, spent.micros, cost is not None, reason),
+                start=State.RUNNING,
+            )
+            _spend(connection, bought.purchase)
 
         await self._database.write(work)
 
@@ -277,9 +301,19 @@ class SqliteLedger:
     async def newest(self, fingerprint: Fingerprint) -> Purchase | None:
         return await self._database.read(lambda connection: _newest(connection, fingerprint))
 
-    async def open_purchases(self) -> Sequence[Purchase]:
+    async def orphans(self) -> Sequence[Purchase]:
+        now = self._clock()
+
         def work(connection: sqlite3.Connection) -> Sequence[Purchase]:
-            rows = _rows(connection, f"SELECT * FROM purchases WHERE {_OPEN} ORDER BY serial")
+            owners = connection.execute(f"SELECT DISTINCT owner FROM purchases WHERE {_OPEN}").fetchall()
+            dead = [owner for (owner,) in owners if owner == self._owner or not self._is_alive(owner)]
+            rows = _rows(
+                connection,
+                f"SELECT * FROM purchases WHERE {_OPEN} AND state != 'unknown' AND (lease_until <= ? OR owner IN "
+                f"({', '.join('?' * len(dead))})) ORDER BY serial",
+                now,
+                *dead,
+            )
             return [_from_row(row) for row in rows]
 
         return await self._database.read(work)
@@ -325,6 +359,52 @@ class SqliteLedger:
 
         await self._database.write(work)
 
+    # --- Resolution
+
+    async def unknown_purchases(self) -> Sequence[Purchase]:
+        return await self.purchases(states=(State.UNKNOWN,), limit=_ALL)
+
+    async def known_tickets(self, tickets: Collection[Ticket]) -> AbstractSet[Ticket]:
+        asked = list(tickets)
+        query = f"SELECT DISTINCT ticket FROM purchases WHERE ticket IN ({', '.join('?' * len(asked))})"
+        return await self._database.read(
+            lambda connection: {Ticket(ticket) for (ticket,) in connection.execute(query, asked)}
+        )
+
+    async def resolve_bought(self, purchase: PurchaseId, ticket: Ticket) -> bool:
+        # Whoever adopts it collects it: the lease has run out by now, or is ended here.
+        return await self._resolve(
+            purchase,
+            "state = 'running', ticket = ?, bought_at = COALESCE(bought_at, ?), lease_until = 0, fence = fence + 1",
+            (ticket, self._clock()),
+        )
+
+    async def resolve_not_bought(self, purchase: PurchaseId, reason: str) -> bool:
+        return await self._resolve(
+            purchase, "state = 'released', ended_at = ?, reason = ?", (self._clock(), reason)
+        )
+
+    async def resolve_lost(self, purchase: PurchaseId, cost: Money | None, reason: str) -> bool:
+        return await self._resolve(
+            purchase,
+            "state = 'lost', ended_at = ?, cost_micros = COALESCE(?, held_micros), cost_reported = ?, reason = ?",
+            (self._clock(), None if cost is None else cost.micros, cost is not None, reason),
+            spends=True,
+        )
+
+    async def _resolve(
+        self, purchase: PurchaseId, changes: str, values: Sequence[object], *, spends: bool = False
+    ) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            changed = connection.execute(
+                f"UPDATE purchases SET {changes} WHERE id = ? AND state = 'unknown'", (*values, purchase)
+            )
+            if changed.rowcount and spends:
+                _spend(connection, purchase)
+            return changed.rowcount == 1
+
+        return await self._database.write(work)
+
     # --- Statements
 
     async def balances(self, tenant: str, budgets: Sequence[Budget]) -> Sequence[Balance]:
@@ -346,6 +426,42 @@ class SqliteLedger:
 
         return await self._database.read(work)
 
+    async def lost(self) -> Money:
+        def work(connection: sqlite3.Connection) -> Money:
+            query = "SELECT COALESCE(SUM(cost_micros), 0) FROM purchases WHERE state = 'lost'"
+            return Money(connection.execute(query).fetchone()[0])
+
+        return await self._database.read(work)
+
+    async def purchases(
+        self, *, states: Collection[State] = (), tenant: str | None = None, limit: int = 100
+    ) -> Sequence[Purchase]:
+        wanted = [state.value for state in states or State]
+        query = (
+            f"SELECT * FROM purchases WHERE state IN ({', '.join('?' * len(wanted))}) "
+            "AND (? IS NULL OR tenant = ?) ORDER BY serial DESC LIMIT ?"
+        )
+        return await self._database.read(
+            lambda connection: [
+                _from_row(row) for row in _rows(connection, query, *wanted, tenant, tenant, limit)
+            ]
+        )
+
+    async def purchase(self, purchase: PurchaseId) -> Purchase | None:
+        def work(connection: sqlite3.Connection) -> Purchase | None:
+            rows = _rows(connection, "SELECT * FROM purchases WHERE id = ?", purchase)
+            return _from_row(rows[0]) if rows else None
+
+        return await self._database.read(work)
+
+    # --- Audit
+
+    async def verify(self) -> Sequence[Discrepancy]:
+        return await self._database.read(_discrepancies)
+
+    async def backup(self, destination: Path) -> None:
+        await self._database.backup(destination)
+
     async def _sums(
         self, column: str, table: str, condition: str, tenant: str | None
     ) -> Mapping[tuple[str, str], Money]:
@@ -359,6 +475,59 @@ class SqliteLedger:
                 for tenant, model, micros in connection.execute(query, (tenant, tenant))
             }
         )
+
+
+def _spend(connection: sqlite3.Connection, purchase: PurchaseId) -> None:
+    # Money counts in the window in which it was reserved, whenever the upstream gets round to it.
+    connection.execute(
+        "INSERT INTO spending SELECT tenant, day, model, cost_micros, 1 FROM purchases WHERE id = ? "
+        "ON CONFLICT (tenant, day, model) DO UPDATE SET "
+        "spent_micros = spent_micros + excluded.spent_micros, purchases = purchases + 1",
+        (purchase,),
+    )
+
+
+def _discrepancies(connection: sqlite3.Connection) -> Sequence[Discrepancy]:
+    found = []
+    (integrity,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if integrity != "ok":
+        found.append(Discrepancy("the database file", integrity))
+    derived = """
+        SELECT tenant, day, model, SUM(cost_micros) AS spent, COUNT(*) AS bought FROM purchases
+        WHERE state IN ('settled', 'lost') GROUP BY tenant, day, model
+    """
+    # Both ways round: a sum without its purchases is as wrong as purchases without their sum.
+    for query in (
+        f"""
+        SELECT d.tenant, d.day, d.model, s.spent_micros, d.spent, s.purchases, d.bought FROM ({derived}) AS d
+        LEFT JOIN spending AS s ON (s.tenant, s.day, s.model) = (d.tenant, d.day, d.model)
+        WHERE s.spent_micros IS NOT d.spent OR s.purchases IS NOT d.bought
+        """,
+        f"""
+        SELECT s.tenant, s.day, s.model, s.spent_micros, NULL, s.purchases, 0 FROM spending AS s
+        LEFT JOIN ({derived}) AS d ON (s.tenant, s.day, s.model) = (d.tenant, d.day, d.model)
+        WHERE d.tenant IS NULL
+        """,
+    ):
+        for tenant, day, model, booked, owed, booked_count, count in connection.execute(query):
+            date = datetime.fromtimestamp(day * _SECONDS_PER_DAY, UTC).date()
+            found.append(
+                Discrepancy(
+                    f"spending of {tenant} for {model} on {date}",
+                    f"booked are {booked} micro-dollars for {booked_count} purchases, and the purchases come to "
+                    f"{owed} for {count}",
+                )
+            )
+    for identity, fingerprint, kept in connection.execute(
+        "SELECT id, fingerprint, generation FROM purchases WHERE state = 'settled'"
+    ):
+        if json.loads(kept).get("fingerprint") != fingerprint:
+            found.append(Discrepancy(f"purchase {identity}", "its generation is another request's"))
+    for ticket, count in connection.execute(
+        "SELECT ticket, COUNT(*) FROM purchases WHERE ticket IS NOT NULL GROUP BY ticket HAVING COUNT(*) > 1"
+    ):
+        found.append(Discrepancy(f"ticket {ticket}", f"{count} purchases have it"))
+    return found
 
 
 def _balance(connection: sqlite3.Connection, now: float, tenant: str, budget: Budget) -> Balance:
@@ -415,6 +584,7 @@ def _from_row(row: Mapping[str, Any]) -> Purchase:
         ticket=Ticket(row["ticket"]) if row["ticket"] else None,
         sent_at=row["sent_at"],
         ended_at=row["ended_at"],
+        cost=None if row["cost_micros"] is None else Money(row["cost_micros"]),
         generation=Generation.from_json(json.loads(row["generation"])) if row["generation"] else None,
         reason=row["reason"],
     )

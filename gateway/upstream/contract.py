@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.domain.generation import Artifact, GenerationRequest
+from gateway.domain.generation import Artifact, GenerationRequest, Json
 from gateway.domain.identity import Ticket
 from gateway.domain.money import Money
 
@@ -35,6 +35,50 @@ class Delivery:
 
     seconds: float | None
     """How long it says it worked."""
+
+
+class Standing(enum.Enum):
+    """How a past call stands in the upstream's history."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    PENDING = "PENDING"
+
+
+@dataclass(frozen=True, slots=True)
+class PastCall:
+    """One row of the upstream's own history of the account, whoever made the call."""
+
+    ticket: Ticket
+    model: str
+    standing: Standing
+    cost: Money | None
+    """What was charged; None when the row does not say."""
+
+    inputs: Mapping[str, Json] | None
+    """The parameters as they were sent; None when the row does not say."""
+
+    submitted_at: float | None
+    """When, in seconds since the epoch; None when the row does not say."""
+
+    error: str | None
+    """Why it failed, scrubbed and cut; None unless FAILED."""
+
+
+class History(Protocol):
+    """What the upstream itself has written down. It may lag behind what it does."""
+
+    async def past_call(self, ticket: Ticket) -> PastCall | None:
+        """The call of that ticket, of any age; None if the history does not have it.
+
+        Raises NotBought kinds or ResultUnavailable when the history cannot be asked: no answer is not a None.
+        """
+
+    async def past_calls(self, since: float, until: float) -> Sequence[PastCall]:
+        """Every call that was submitted between the two moments (seconds since the epoch), each once.
+
+        Whole or not at all: raises, as `past_call` does, when any page of it cannot be had.
+        """
 
 
 class Upstream(Protocol):

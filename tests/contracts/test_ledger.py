@@ -12,6 +12,7 @@ from typing import Protocol
 
 import pytest
 
+from gateway.database.errors import DatabaseTooNew
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.errors import BudgetExceeded, StorageUnavailable
 from gateway.domain.identity import Ticket
@@ -414,12 +415,21 @@ async def test_what_is_unknown_or_ended_is_not_adopted(open_ledger: Open) -> Non
     assert await two.adopt(done.purchase) is None
 
 
-async def test_open_purchases_are_listed_oldest_first_and_ended_ones_are_not(ledger: SqliteLedger) -> None:
-    await settled(ledger, await bought(ledger, "done"))
-    first = await held(ledger, "first")
-    second = await bought(ledger, "second")
+async def test_orphans_are_the_open_purchases_of_the_dead_the_silent_and_oneself(
+    open_ledger: Open, clock: MovableClock
+) -> None:
+    one, dead, me = open_ledger("one"), open_ledger("dead"), open_ledger("two", frozenset({"one"}))
+    await settled(dead, await bought(dead, "done"))
+    of_the_dead = await bought(dead, "of the dead")
+    unknown = await dead.send(await held(dead, "unknown"))
+    await dead.mark_unknown(unknown, "silence")
+    of_the_living = await held(one, "of the living")
+    mine = await held(me, "mine")
 
-    assert [purchase.id for purchase in await ledger.open_purchases()] == [first.purchase, second.purchase]
+    assert [orphan.id for orphan in await me.orphans()] == [of_the_dead.purchase, mine.purchase]
+
+    clock.now += LEASE_SECONDS
+    assert of_the_living.purchase in [orphan.id for orphan in await me.orphans()]
 
 
 async def test_what_was_acknowledged_is_there_after_the_books_are_opened_again(open_ledger: Open) -> None:
@@ -429,6 +439,162 @@ async def test_what_was_acknowledged_is_there_after_the_books_are_opened_again(o
 
     assert newest is not None
     assert (newest.id, newest.state, newest.ticket) == (claim.purchase, State.RUNNING, claim.ticket)
+
+
+# --- Resolution, losses and audit
+
+
+async def unknown(ledger: SqliteLedger, name: str = "a cat") -> Sent:
+    sent = await ledger.send(await held(ledger, name))
+    await ledger.mark_unknown(sent, "silence")
+    return sent
+
+
+async def test_an_unknown_purchase_whose_ticket_is_found_can_be_collected(ledger: SqliteLedger) -> None:
+    claim = await unknown(ledger)
+
+    assert await ledger.resolve_bought(claim.purchase, Ticket("found"))
+
+    adopted = await ledger.adopt(claim.purchase)
+    assert isinstance(adopted, Bought)
+    assert adopted.ticket == "found"
+    await settled(ledger, adopted)
+    assert await ledger.unknown() == Money.ZERO
+
+
+async def test_an_unknown_purchase_that_was_found_is_adopted_by_any_living_process(open_ledger: Open) -> None:
+    one, two = open_ledger("one"), open_ledger("two")
+    claim = await unknown(one)
+    await two.resolve_bought(claim.purchase, Ticket("found"))
+
+    assert isinstance(await two.adopt(claim.purchase), Bought)
+
+
+async def test_an_unknown_purchase_that_was_not_made_gives_its_money_back(ledger: SqliteLedger) -> None:
+    claim = await unknown(ledger)
+
+    assert await ledger.resolve_not_bought(claim.purchase, "absent from the history")
+
+    assert (await ledger.reserved(), await ledger.spent()) == ({}, {})
+    assert isinstance(await held(ledger), Held)
+
+
+async def test_what_is_lost_is_spent_and_counted_as_lost(ledger: SqliteLedger) -> None:
+    one, other, third = await unknown(ledger, "a"), await unknown(ledger, "b"), await bought(ledger, "c")
+
+    assert await ledger.resolve_lost(one.purchase, Money(300_000), "the operator says so")
+    assert await ledger.resolve_lost(other.purchase, None, "nobody knows what it cost")
+    await ledger.write_off(third, cost=Money(5), reason="broken")
+    await ledger.write_off(third, cost=Money(5), reason="broken")
+
+    assert await ledger.lost() == Money(300_000 + 416_000 + 5)
+    assert await ledger.spent() == {("acme", "ltx-2-19b-t2v"): Money(716_005)}
+    assert await ledger.reserved() == {}
+
+
+async def test_a_lost_purchase_is_in_the_way_of_nobody_who_knows_of_it(ledger: SqliteLedger) -> None:
+    claim = await bought(ledger)
+    await ledger.write_off(claim, cost=None, reason="broken")
+
+    assert isinstance(await ledger.reserve(caller(), request(), newest_known=None), Purchase)
+    assert isinstance(await ledger.reserve(caller(), request(), newest_known=claim.purchase), Held)
+
+
+async def test_a_purchase_is_resolved_once(ledger: SqliteLedger) -> None:
+    claim = await unknown(ledger)
+    assert await ledger.resolve_not_bought(claim.purchase, "first")
+
+    assert not await ledger.resolve_not_bought(claim.purchase, "second")
+    assert not await ledger.resolve_lost(claim.purchase, None, "third")
+    assert not await ledger.resolve_bought(claim.purchase, Ticket("fourth"))
+    assert await ledger.spent() == {}
+
+
+async def test_whoever_sent_an_unknown_purchase_has_no_claim_to_it_any_more(ledger: SqliteLedger) -> None:
+    claim = await unknown(ledger)
+    await ledger.resolve_bought(claim.purchase, Ticket("found"))
+
+    with pytest.raises(ClaimLost):
+        await ledger.release(claim, "late")
+
+
+async def test_tickets_that_a_purchase_has_are_known(ledger: SqliteLedger) -> None:
+    claim = await bought(ledger)
+
+    assert await ledger.known_tickets([claim.ticket, Ticket("a stranger's")]) == {claim.ticket}
+
+
+async def test_purchases_are_shown_newest_first_by_state_and_tenant(ledger: SqliteLedger) -> None:
+    first, second = await unknown(ledger, "a"), await unknown(ledger, "b")
+    await held(ledger, "c")
+
+    shown = await ledger.purchases(states=(State.UNKNOWN,), tenant="acme")
+
+    assert [purchase.id for purchase in shown] == [second.purchase, first.purchase]
+    assert await ledger.purchases(tenant="nobody") == []
+    alone = await ledger.purchase(first.purchase)
+    assert alone is not None
+    assert alone.reason == "silence"
+
+
+async def test_books_that_fit_are_found_in_order(ledger: SqliteLedger) -> None:
+    await settled(ledger, await bought(ledger, "a"))
+    await ledger.write_off(await bought(ledger, "b"), cost=None, reason="broken")
+    await unknown(ledger, "c")
+
+    assert await ledger.verify() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE spending SET spent_micros = spent_micros + 1",
+        "DELETE FROM spending",
+        "UPDATE purchases SET cost_micros = cost_micros - 1 WHERE state = 'settled'",
+        "INSERT INTO spending VALUES ('ghost', 1, 'm', 5, 1)",
+        "UPDATE purchases SET ticket = 'twice'",
+        "UPDATE purchases SET fingerprint = id WHERE state = 'settled'",
+    ],
+)
+async def test_books_that_do_not_fit_are_found_out(ledger: SqliteLedger, tmp_path: Path, damage: str) -> None:
+    await settled(ledger, await bought(ledger, "a"))
+    await settled(ledger, await bought(ledger, "b"))
+    connection = sqlite3.connect(tmp_path / "ledger.sqlite3")
+    connection.execute(damage)
+    connection.commit()
+    connection.close()
+
+    assert len(await ledger.verify()) >= 1
+
+
+async def test_a_backup_is_the_whole_of_the_books_and_overwrites_nothing(
+    ledger: SqliteLedger, clock: MovableClock, tmp_path: Path
+) -> None:
+    await settled(ledger, await bought(ledger))
+
+    await ledger.backup(tmp_path / "backup.sqlite3")
+
+    with pytest.raises(FileExistsError):
+        await ledger.backup(tmp_path / "backup.sqlite3")
+    restored = SqliteDatabase(tmp_path / "backup.sqlite3")
+    books = SqliteLedger(restored, clock=clock, owner="x", is_alive=lambda _: True, lease_seconds=1)
+    assert await books.spent() == await ledger.spent()
+    assert await books.verify() == []
+    restored.close()
+
+
+async def test_books_of_a_newer_gateway_are_refused(ledger: SqliteLedger, tmp_path: Path) -> None:
+    await held(ledger)
+    connection = sqlite3.connect(tmp_path / "ledger.sqlite3")
+    connection.execute("UPDATE schema_versions SET version = 99 WHERE room = 'ledger'")
+    connection.commit()
+    connection.close()
+    database = SqliteDatabase(tmp_path / "ledger.sqlite3")
+
+    with pytest.raises(DatabaseTooNew, match="version 99"):
+        SqliteLedger(database, clock=MovableClock(), owner="x", is_alive=lambda _: True, lease_seconds=1)
+
+    database.close()
 
 
 # --- Several processes, and a disk that refuses
