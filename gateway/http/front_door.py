@@ -28,7 +28,8 @@ from gateway.tenants.contract import Keys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_REFUSED_BELOW = 500
+_HUNG_UP = 499
+"""Not a status that anybody is sent: the caller left before there was one."""
 
 
 @dataclass(slots=True)
@@ -42,7 +43,8 @@ class Visit:
     """Only a name from the catalogue: whatever else a caller writes there must not become a label."""
 
     outcome: str = ""
-    """`hit`, `miss`, `collapsed` or `bypass`; filled in from the status where there is none of these."""
+    """`hit`, `miss`, `collapsed` or `bypass`; `accepted` for v2, whose outcome comes later; else `refused`, `failed`
+    or `abandoned` (the caller hung up)."""
 
     fingerprint: str = ""
     cost: Money | None = None
@@ -72,7 +74,7 @@ class FrontDoor:
         loop = asyncio.get_running_loop()
         visit = Visit(new_request_id(), loop.time())
         request[VISIT] = visit
-        status = 499
+        status = _HUNG_UP
         try:
             response = await self._answer(request, visit, handler)
             status = response.status
@@ -104,7 +106,7 @@ class FrontDoor:
 
     def _account(self, request: web.Request, visit: Visit, status: int, seconds: float) -> None:
         if not visit.outcome:
-            visit.outcome = "refused" if 400 <= status < _REFUSED_BELOW else "failed" if status >= 500 else ""
+            visit.outcome = _outcome_of(status)
         if visit.model:
             self._metrics.requests.labels(visit.tenant, visit.model, visit.outcome).inc()
             self._metrics.request_seconds.labels(visit.model, visit.outcome).observe(seconds)
@@ -188,6 +190,14 @@ def _translated(error: HTTPException, request: web.Request) -> GatewayError:
             )
         case _:
             return GatewayError(error.reason)
+
+
+def _outcome_of(status: int) -> str:
+    if status == _HUNG_UP:
+        return "abandoned"
+    if status >= 500:
+        return "failed"
+    return "refused" if status >= 400 else ""
 
 
 def _route(request: web.Request) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import SANDBOX_KEY, RunningGateway, listening, running_gateway
 from gateway.catalog.yaml_files import load_catalog
-from gateway.database.sqlite import SqliteDatabase
-from gateway.ledger.contract import Purchase
-from gateway.ledger.sqlite import SqliteLedger
-from gateway.requests.contract import RequestRecord
-from gateway.requests.sqlite import SqliteRequestRecords
 from gateway.sandbox.server import create_sandbox
 from gateway.settings import load_settings
 from gateway.telemetry import logs
@@ -274,28 +270,21 @@ class House:
 
     # --- Looking into the books
 
-    async def pending(self) -> Sequence[RequestRecord]:
-        """Requests that were accepted and have no outcome yet."""
-        database = SqliteDatabase(self.directory / "var" / "ledger.sqlite3")
-        try:
-            return await SqliteRequestRecords(database, clock=self.clock).pending()
-        finally:
-            await asyncio.to_thread(database.close)
+    async def pending(self) -> int:
+        """How many requests were accepted and have no outcome yet."""
 
-    async def open_purchases(self) -> Sequence[Purchase]:
-        database = SqliteDatabase(self.directory / "var" / "ledger.sqlite3")
-        try:
-            ledger = SqliteLedger(
-                database, clock=self.clock, owner="a test", is_alive=lambda _: True, lease_seconds=15
-            )
-            return await ledger.open_purchases()
-        finally:
-            await asyncio.to_thread(database.close)
+        def count() -> int:
+            ledger = self.directory / "var" / "ledger.sqlite3"
+            with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as books:
+                (pending,) = books.execute("SELECT COUNT(*) FROM requests WHERE outcome IS NULL").fetchone()
+                return int(pending)
 
-    async def until_aboard(self, passengers: int) -> None:
-        """Wait until so many requests are accepted and under way."""
+        return await asyncio.to_thread(count)
+
+    async def until_pending(self, requests: int) -> None:
+        """Wait until so many requests are accepted and under way; 0: until all have an outcome."""
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            while len(await self.pending()) < passengers:
+            while await self.pending() != requests:
                 await asyncio.sleep(0.01)
 
     def blob_files(self) -> list[Path]:
