@@ -7,6 +7,7 @@ into a thread of its own; the encoders let go of the interpreter lock while they
 from __future__ import annotations
 
 import array
+import functools
 import hashlib
 import io
 import json
@@ -87,7 +88,9 @@ def _make_film(recipe: Recipe, path: Path) -> None:
             sound = None
             tones: Iterator[av.AudioFrame] = iter(())
             if shape.audio:
-                sound = film.add_stream("aac", rate=_SAMPLE_RATE, options={"threads": "1"})
+                sound = film.add_stream(
+                    "aac", rate=_SAMPLE_RATE, options={"threads": "1", "aac_coder": "fast"}
+                )
                 sound.layout = "stereo"
                 sound.bit_rate = 64_000
                 sound.codec_context.flags |= _CODEC_BITEXACT
@@ -157,7 +160,7 @@ def _wav(recipe: Recipe) -> bytes:
 
 
 def _tones(name: str, *, samples: int) -> Iterator[av.AudioFrame]:
-    blocks = [array.array("f", voice).tobytes() for voice in _voices(name)]
+    blocks = [voice.tobytes() for voice in _voices(name)]
     voices = [block * 2 for block in blocks]
     size = len(blocks[0])
     for first in range(0, samples, _SAMPLES_A_FRAME):
@@ -170,15 +173,25 @@ def _tones(name: str, *, samples: int) -> Iterator[av.AudioFrame]:
         yield frame
 
 
-def _voices(name: str) -> tuple[list[float], list[float]]:
-    """A tenth of a second for each ear: a pure tone of a whole number of tens of hertz, so that it can be repeated."""
-    digest = hashlib.sha256(name.encode()).digest()
+def _voices(name: str) -> list[array.array[float]]:
+    """A tenth of a second for each ear: two tones of whole tens of hertz each, so that it can be repeated."""
+    ears = hashlib.sha256(name.encode()).digest()
+    voices = []
+    for low, high, loud in (ears[:3], ears[3:6]):
+        tones = zip(_tone(20 + low % 60), _tone(90 + high % 60), strict=True)
+        share = 0.05 + loud / 255 * 0.1
+        voices.append(array.array("f", (share * one + 0.05 * other for one, other in tones)))
+    return voices
+
+
+def _tone(cycles: int) -> array.array[float]:
+    return (_sine() * cycles)[::cycles]
+
+
+@functools.cache
+def _sine() -> array.array[float]:
     count = _SAMPLE_RATE // 10
-    left, right = (
-        [0.2 * math.sin(2 * math.pi * cycles * sample / count) for sample in range(count)]
-        for cycles in (20 + digest[0] % 60, 20 + digest[1] % 60)
-    )
-    return left, right
+    return array.array("d", (math.sin(2 * math.pi * sample / count) for sample in range(count)))
 
 
 def _answer(recipe: Recipe) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from pathlib import Path
@@ -279,6 +280,18 @@ async def test_without_a_key_nothing_is_told(sandbox: RunningSandbox) -> None:
             assert response.status == 401, "a bearer token is no key"
 
 
+async def test_a_key_of_odd_bytes_is_a_wrong_key(sandbox: RunningSandbox) -> None:
+    reader, writer = await asyncio.open_connection(*sandbox.url.removeprefix("http://").split(":"))
+    writer.write(
+        b"GET /v1/get-user-credits HTTP/1.1\r\nhost: x\r\nx-api-key: \xff\xfe\r\nconnection: close\r\n\r\n"
+    )
+
+    assert b" 401 " in await reader.readline()
+    await reader.read()
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_the_wrong_verb_is_answered_in_html(sandbox: RunningSandbox) -> None:
     async with sandbox.session.get(f"{sandbox.url}/v1/{MODEL}") as response:
         assert (response.status, response.content_type) == (405, "text/html")
@@ -305,7 +318,9 @@ async def test_a_request_is_its_accounts_own(sandbox: RunningSandbox) -> None:
         assert code == 404
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"seed": NaN}', b'"text"'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[1]", b'{"seed": NaN}', b'"text"', b'{"a":' + b"[" * 99 + b"]" * 99 + b"}"]
+)
 async def test_what_is_no_json_object_is_a_bad_request(sandbox: RunningSandbox, body: bytes) -> None:
     code, answer = await sandbox.ask(
         "POST", f"/v2/{MODEL}", data=body, headers={"content-type": "application/json"}

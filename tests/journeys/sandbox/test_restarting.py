@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from gateway.sandbox.parts import PARTS
 from tests.journeys.sandbox.running import (
     FAST,
     KEY,
@@ -106,6 +108,39 @@ async def test_killed_at_any_moment_it_bills_every_accepted_job_once(tmp_path: P
     assert len(bill["jobs"]) == 60
     assert {item["cost_micros"] for item in bill["jobs"]} == {SMALL_MICROS}
     assert left == 1000 - 60 * 0.004
+
+
+async def test_nobody_is_told_of_an_end_that_is_not_on_disk(tmp_path: Path) -> None:
+    async with RunningSandbox(tmp_path, time_scale=0.3) as sandbox:
+        request_id = await sandbox.submit()
+        with closing(sqlite3.connect(tmp_path / "sandbox.sqlite3", isolation_level=None)) as locking:
+            locking.execute("BEGIN IMMEDIATE")
+            polls_end = asyncio.get_running_loop().time() + 1  # its time comes after 0.4 seconds
+            while asyncio.get_running_loop().time() < polls_end:
+                _, body = await sandbox.ask("GET", f"/v2/requests/{request_id}/status")
+                assert body["status"] in {"QUEUED", "PROCESSING"}
+            assert await sandbox.credits() == 1000
+            locking.execute("ROLLBACK")
+
+        _, body = await sandbox.ended(request_id)
+        assert body["status"] == "COMPLETED"
+        assert await sandbox.credits() == 999.996
+
+
+async def test_the_books_charge_a_job_once_however_often_they_are_told(tmp_path: Path) -> None:
+    async with RunningSandbox(tmp_path) as sandbox:
+        request_id = await sandbox.submit()
+        await sandbox.ended(request_id)
+        books = sandbox.app[PARTS].books
+        job = await books.find(request_id)
+        assert job is not None
+
+        assert await books.complete(job) is None
+        await books.fail(job)
+
+        bill = await sandbox.bill()
+        assert bill["accounts"]["default"]["credits_micros"] == 1_000_000_000 - SMALL_MICROS
+        assert bill["jobs"][0]["state"] == "COMPLETED"
 
 
 async def test_accounts_faults_of_jobs_and_reservations_survive(tmp_path: Path) -> None:
