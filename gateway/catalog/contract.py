@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from gateway.domain.expectation import Expectation
 from gateway.domain.generation import Json, Parameters
 from gateway.domain.money import Money
 
@@ -55,6 +56,9 @@ class Model(Protocol):
 
     def expected_seconds(self, parameters: Parameters) -> float:
         """How long the upstream is expected to work on these (complete) parameters."""
+
+    def expectation(self, parameters: Parameters) -> Expectation:
+        """What is promised of the result of these (complete) parameters; nothing where nothing is known."""
 
 
 class Catalog(Protocol):

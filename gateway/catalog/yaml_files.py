@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from gateway.catalog.contract import Catalog, Model
 from gateway.catalog.parameters import Schema, in_one_form
 from gateway.catalog.prices import Flat, PriceRule, Scaled, Table, Unknown, as_key, scaled
+from gateway.catalog.results import Promise
 from gateway.documents.pydantic_models import parse
 from gateway.documents.spelling import nearest
 from gateway.documents.yaml_files import DocumentInvalid, Mistake, Place, read
 from gateway.domain.errors import InvalidParameters, ModelUnknown
+from gateway.domain.expectation import Expectation, Tolerances
 from gateway.domain.generation import Json, Parameters
 from gateway.domain.money import Money
 
@@ -79,6 +81,7 @@ class _Model:
     checked: Schema
     priced: PriceRule
     usual_seconds: float
+    promised: Promise
     example: Mapping[str, Json]
 
     @property
@@ -96,6 +99,9 @@ class _Model:
             return self.usual_seconds
         # Where the price follows the shape of the request, it does so because the time does.
         return self.usual_seconds * float(self.priced.price(parameters).usd / self.priced.usd)
+
+    def expectation(self, parameters: Parameters) -> Expectation:
+        return self.promised.expectation(parameters)
 
 
 # The shape of a file. Field by field it is explained in docs/catalogue.md.
@@ -172,6 +178,25 @@ class UnknownFile(_Part):
 PriceFile = FixedFile | CeilingFile | ScaledFile | TableFile | UnknownFile
 
 
+class WithinFile(_Part):
+    """How far a result may be from what was promised; `gateway/domain/expectation.py` has the defaults."""
+
+    pixels: Count | None = None
+    seconds: Annotated[Number, Field(ge=0)] | None = None
+    frames: Count | None = None
+    share: Annotated[Number, Field(ge=0, lt=1)] | None = None
+
+
+class ResultFile(_Part):
+    width: Text | None = None
+    height: Text | None = None
+    seconds: Text | None = None
+    frames: Text | None = None
+    fps: Text | None = None
+    audio: bool | Text | None = None
+    within: WithinFile = WithinFile()
+
+
 class FactFile(_Part):
     """What the upstream says that a request costs and takes; kept for people who check a price rule."""
 
@@ -191,6 +216,7 @@ class ModelFile(_Part):
     schema_: Annotated[Literal["closed", "open"], Field(alias="schema")] = "closed"
     parameters: dict[str, ParameterFile] = {}
     price: Annotated[PriceFile, Field(discriminator="kind")]
+    result: ResultFile | None = None
     page: FactFile | None = None
     average: FactFile | None = None
     example: dict[str, JsonValue]
@@ -215,6 +241,7 @@ def _model(name: str, file: ModelFile) -> Model:
         checked=_schema(file),
         priced=_rule(name, file.price),
         usual_seconds=file.expected_seconds,
+        promised=_promise(file.result),
         example=file.example,
     )
 
@@ -268,6 +295,13 @@ def _rows(table: Mapping[str, Decimal | dict[str, Decimal]]) -> Iterator[tuple[t
             yield (key,), value
 
 
+def _promise(result: ResultFile | None) -> Promise:
+    if result is None:
+        return Promise()
+    promised = result.model_dump(exclude={"within"})
+    return Promise(**promised, within=Tolerances(**result.within.model_dump(exclude_none=True)))
+
+
 # What is well formed and makes no sense all the same: each with its place in the file.
 
 _Nonsense = Iterator[tuple[Place, str]]
@@ -282,6 +316,7 @@ def _nonsense(path: Path, file: ModelFile) -> _Nonsense:
     in_price = list(_in_price(file))
     yield from in_parameters
     yield from in_price
+    yield from _in_result(file)
     if not in_parameters:
         yield from _in_example(file)
     if not in_price and file.deadline_seconds <= (slowest := _slowest_seconds(file)):
@@ -384,10 +419,53 @@ def _in_factor(file: ModelFile, name: str, place: Place) -> _Nonsense:
 def _in_price_parameter(file: ModelFile, name: str, place: Place) -> _Nonsense:
     parameter = file.parameters.get(name)
     if parameter is None:
-        like = nearest(name, file.parameters)
-        yield place, f"there is no parameter {name}" + (f", did you mean {like}?" if like else "")
+        yield place, _no_parameter(file, name)
     elif not parameter.required and "default" not in parameter.model_fields_set:
         yield place, f"{name} may be left out and has no default, so there may be nothing to price"
+
+
+_PROMISED_OF: Mapping[str, tuple[str, ...]] = {
+    "width": ("video", "image"),
+    "height": ("video", "image"),
+    "seconds": ("video",),
+    "frames": ("video",),
+    "fps": ("video",),
+    "audio": ("video",),
+}
+"""Of which kinds of media what can be looked at (`gateway/generation/inspection.py`)."""
+
+
+def _in_result(file: ModelFile) -> _Nonsense:
+    if file.result is None:
+        return
+    kind = file.media_type.partition("/")[0]
+    for key, kinds in _PROMISED_OF.items():
+        promised = getattr(file.result, key)
+        if promised is not None and kind not in kinds:
+            yield (
+                ("result", key),
+                f"is looked for in {' and '.join(kinds)}, and this model makes {file.media_type}",
+            )
+        if isinstance(promised, str):
+            types = {"boolean"} if key == "audio" else {"integer", "number"}
+            yield from _in_result_parameter(file, promised, ("result", key), types)
+    if file.result.fps and not file.result.frames:
+        yield ("result", "fps"), "says how long frames are, and there is no frames"
+    if file.result.fps and file.result.seconds:
+        yield ("result", "seconds"), "is what frames and fps say already"
+
+
+def _in_result_parameter(file: ModelFile, name: str, place: Place, types: Collection[str]) -> _Nonsense:
+    parameter = file.parameters.get(name)
+    if parameter is None:
+        yield place, _no_parameter(file, name)
+    elif parameter.type not in types:
+        yield place, f"{name} is {parameter.type}, which says no {place[-1]}"
+
+
+def _no_parameter(file: ModelFile, name: str) -> str:
+    like = nearest(name, file.parameters)
+    return f"there is no parameter {name}" + (f", did you mean {like}?" if like else "")
 
 
 def _in_example(file: ModelFile) -> _Nonsense:

@@ -9,6 +9,7 @@ import pytest
 from gateway.catalog.contract import Catalog
 from gateway.catalog.yaml_files import load_catalog
 from gateway.domain.errors import InvalidParameters, ModelUnknown, PriceUnknown
+from gateway.domain.expectation import Expectation, Tolerances
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 
@@ -27,6 +28,7 @@ parameters:
   strength: {type: number, default: 0.5, minimum: 0, maximum: 1}
   style: {type: string, enum: [oil, ink]}
 price: {kind: fixed, usd: 0.0000001, source: inferred}
+result: {width: width, within: {pixels: 3}}
 example: {prompt: A lighthouse}
 """
 UNKNOWN = FIXED.replace(
@@ -119,6 +121,15 @@ def test_a_model_says_how_long_it_is_expected_to_take(catalog: Catalog) -> None:
     model = catalog.find("lighthouse")
 
     assert model.expected_seconds(model.complete({"prompt": "a"})) == 7.5
+
+
+def test_a_model_says_what_is_promised_of_the_result(catalog: Catalog) -> None:
+    model = catalog.find("lighthouse")
+
+    assert model.expectation(model.complete({"prompt": "x", "width": 100})) == Expectation(
+        width=100, within=Tolerances(pixels=3)
+    )
+    assert model.expectation(model.complete({"prompt": "x"})).width == 64
 
 
 def test_a_model_that_there_is_not_is_refused_with_the_nearest_name(catalog: Catalog) -> None:

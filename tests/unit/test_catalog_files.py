@@ -227,6 +227,44 @@ def test_a_price_rule_that_could_not_price_a_request_is_refused(
     assert f"lighthouse.yaml:16:{mistake}" in mistakes(tmp_path, GOOD.replace(PRICE, f"price: {price}"))
 
 
+@pytest.mark.parametrize(
+    ("promised", "mistake"),
+    [
+        ("{width: widht}", "18:10: result.width: there is no parameter widht, did you mean width?"),
+        ("{width: style}", "18:10: result.width: style is string, which says no width"),
+        ("{audio: width}", "18:10: result.audio: width is integer, which says no audio"),
+        ("{frames: sound}", "18:10: result.frames: sound is boolean, which says no frames"),
+        ("{fps: fps}", "18:10: result.fps: says how long frames are, and there is no frames"),
+        (
+            "{frames: frames, fps: fps, seconds: frames}",
+            "18:36: result.seconds: is what frames and fps say already",
+        ),
+        ("{sound: true}", "18:10: result.sound: unknown key sound"),
+        ("{within: {share: 12}}", "18:19: result.within.share: should be less than 1, not 12"),
+        (
+            "{within: {pixels: -1}}",
+            "18:19: result.within.pixels: should be greater than or equal to 0, not -1",
+        ),
+    ],
+)
+def test_a_promise_that_nothing_could_keep_is_refused(tmp_path: Path, promised: str, mistake: str) -> None:
+    (said,) = mistakes(tmp_path, f"{GOOD}result: {promised}\n")
+
+    assert said.startswith(f"lighthouse.yaml:{mistake}")
+
+
+def test_what_cannot_be_looked_for_in_the_media_cannot_be_promised(tmp_path: Path) -> None:
+    picture = GOOD.replace("video/mp4", "image/png")
+
+    load(tmp_path, f"{picture}result: {{width: width}}\n")
+
+    assert mistakes(tmp_path, f"{picture}result: {{width: width, audio: true, seconds: fps}}\n") == [
+        "lighthouse.yaml:18:24: result.audio: is looked for in video, and this model makes image/png",
+        "lighthouse.yaml:18:37: result.seconds: is looked for in video, and this model makes image/png",
+    ]
+    assert len(mistakes(tmp_path, f"{GOOD.replace('video/mp4', 'audio/wav')}result: {{width: width}}\n")) == 1
+
+
 def test_all_mistakes_of_all_files_are_told_at_once_in_their_order(tmp_path: Path) -> None:
     load(tmp_path, GOOD, "good.yaml")
     (tmp_path / "a.yaml").write_text(GOOD.replace("title", "titel").replace("oil, enum", "air, enum"))

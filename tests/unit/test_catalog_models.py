@@ -15,13 +15,16 @@ from gateway.catalog.yaml_files import (
     FixedFile,
     ModelFile,
     ParameterFile,
+    ResultFile,
     ScaledFile,
     TableFile,
     UnknownFile,
+    WithinFile,
     load_catalog,
 )
 from gateway.documents.yaml_files import read, read_text
 from gateway.domain.errors import InvalidParameters, PriceUnknown
+from gateway.domain.expectation import Expectation, Tolerances
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 
@@ -174,7 +177,7 @@ def keys_of(shape: type[BaseModel]) -> set[str]:
 
 
 def test_the_page_about_the_catalogue_lists_every_key() -> None:
-    shapes: list[type[BaseModel]] = [ModelFile, ParameterFile, FactFile]
+    shapes: list[type[BaseModel]] = [ModelFile, ParameterFile, ResultFile, WithinFile, FactFile]
     shapes += [FixedFile, CeilingFile, ScaledFile, TableFile, UnknownFile]
     rows = [row.split("|") for row in DOCS.splitlines() if row.startswith("|")]
     told = {word for row in rows for cell in row[1:] for word in re.findall(r"`([^` ]+)`", cell)}
@@ -183,14 +186,80 @@ def test_the_page_about_the_catalogue_lists_every_key() -> None:
 
 
 def test_the_page_about_the_catalogue_lists_no_key_that_there_is_not() -> None:
-    model_rows, parameter_rows = re.findall(r"\| key \| what it says \|\n\|---\|---\|\n((?:\|.*\n)+)", DOCS)
+    tables = re.findall(r"\| key \| what it says \|\n\|---\|---\|\n((?:\|.*\n)+)", DOCS)
+    keys = [
+        set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines())))
+        for table in tables
+    ]
 
-    assert set(
-        re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in model_rows.splitlines()))
-    ) == keys_of(ModelFile)
-    assert set(
-        re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in parameter_rows.splitlines()))
-    ) == keys_of(ParameterFile)
+    assert keys == [keys_of(ModelFile), keys_of(ParameterFile), keys_of(ResultFile)]
+
+
+def test_the_results_on_the_page_are_results(tmp_path: Path) -> None:
+    promises = re.findall(r"^result: \{.*\}$", DOCS, flags=re.MULTILINE)
+    whole = """
+title: t
+modality: text-to-video
+media_type: video/mp4
+source: inferred
+deadline_seconds: 10
+expected_seconds: 1
+parameters:
+  width: {type: integer}
+  height: {type: integer}
+  num_frames: {type: integer}
+  fps: {type: integer}
+  duration: {type: integer}
+  generate_audio: {type: boolean}
+price: {kind: fixed, usd: 1, source: inferred}
+example: {}
+"""
+    for index, promise in enumerate(promises):
+        (tmp_path / f"result-{index}.yaml").write_text(f"{whole}{promise}\n")
+
+    first, second = load_catalog(tmp_path)
+    assert first.expectation({"num_frames": 48, "fps": 24}) == Expectation(seconds=2, frames=48, audio=True)
+    assert second.expectation({"duration": 6, "generate_audio": False}) == Expectation(
+        seconds=6, audio=False, within=Tolerances(seconds=1)
+    )
+
+
+@every_model
+def test_a_model_promises_what_can_be_looked_at_or_nothing(model: Model) -> None:
+    if "result" in written(model):
+        assert model.expectation(model.complete(example(model))) != Expectation()
+    else:
+        assert model.expectation(model.complete(example(model))) == Expectation()
+
+
+def test_ltx_2_19b_promises_what_its_page_says() -> None:
+    model = MODELS["ltx-2-19b-t2v"]
+
+    promised = model.expectation(model.complete(example(model)))
+
+    assert promised == Expectation(seconds=121 / 24, width=720, height=1280, frames=121, audio=True)
+    assert model.expectation(model.complete({"prompt": "x"})).seconds == 161 / 24
+
+
+def test_at_few_frames_a_second_the_frames_that_are_snapped_away_are_seconds() -> None:
+    model = MODELS["ltx-2-19b-t2v"]
+
+    promised = model.expectation(model.complete({"prompt": "x", "num_frames": 8, "fps": 1}))
+
+    assert promised.seconds == 8
+    assert promised.within.seconds == 8
+
+
+@pytest.mark.parametrize("name", ["ltx-2-fast", "ltx-2-pro"])
+def test_ltx_2_promises_its_seconds_and_the_sound_that_was_asked_for(name: str) -> None:
+    model = MODELS[name]
+
+    promised = model.expectation(model.complete({"prompt": "x", "duration": 10, "generate_audio": True}))
+    silent = model.expectation(model.complete({"prompt": "x", "generate_audio": False}))
+
+    assert promised == Expectation(seconds=10, audio=True)
+    assert silent.audio is False
+    assert MODELS["ltx-2-pro"].expectation({"prompt": "x", "duration": 6}).audio is None
 
 
 def test_the_model_that_the_page_adds_can_be_added(tmp_path: Path) -> None:
