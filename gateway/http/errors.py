@@ -69,9 +69,13 @@ def error_response(error: GatewayError, request: RequestId) -> web.Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allowed)
-    return json_response(
+    response = json_response(
         envelope(str(error), error.code, request, error.details), status=status_of(error), headers=headers
     )
+    if isinstance(error, errors.BodyTimeout | errors.BodyTooLarge):
+        # The rest of the body would be in the way of the next request.
+        response.force_close()
+    return response
 
 
 def json_response(body: Json, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -40,9 +40,14 @@ class Links:
         self._clock = clock
 
     def path(self, blob: Blob, *, since: float) -> str:
-        """The path and query of a link to `blob` that works for the configured time from `since` on."""
+        """The path and query of a link to `blob` that works for the configured time from `since` on.
+
+        When half of that is over it is another one: a link that is given out has at least half of its time before it.
+        """
         name = file_name(blob)
-        expires = int(since + self._lifetime_seconds)
+        half_seconds = self._lifetime_seconds / 2
+        halves_over = max(0.0, self._clock() - since) // half_seconds
+        expires = int(since + halves_over * half_seconds + self._lifetime_seconds)
         return f"/blobs/{name}?{urlencode({'expires': expires, 'signature': self._sign(name, expires)})}"
 
     def check(self, name: str, expires: str, signature: str) -> tuple[Digest, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -25,6 +26,16 @@ from gateway.telemetry import logs
 PROJECT = Path(__file__).parents[2]
 MODELS = PROJECT / "config" / "models"
 MODEL = "ltx-2-19b-t2v"
+FEW_MODELS = (
+    MODEL,
+    "ltx-2-fast",
+    "kling-2.6",
+    "flux-schnell",
+    "fast-flux-schnell",
+    "eleven-labs-transcript",
+    "deepseek-chat",
+)
+"""Those that are asked for here: reading the whole catalogue for each test would take longer than the tests."""
 
 PROMPT = "a red fox in the snow, zebrafinch"
 """With a word that no log has for reasons of its own."""
@@ -122,7 +133,11 @@ class House:
         self._running: RunningGateway | None = None
         directory.mkdir(exist_ok=True)
         self.config = directory / "gateway.yaml"
-        self.config.write_text(json.dumps({"storage": {"directory": "var"}, "models": str(MODELS)}))
+        self.config.write_text(json.dumps({"storage": {"directory": "var"}, "models": "models"}))
+        self.models = directory / "models"
+        self.models.mkdir(exist_ok=True)
+        for name in FEW_MODELS:
+            shutil.copy(MODELS / f"{name}.yaml", self.models)
         self.declare(tenants)
 
     # --- Running
@@ -169,7 +184,7 @@ class House:
 
     async def start_sandbox(self) -> None:
         application = create_sandbox(
-            catalog=load_catalog(MODELS),
+            catalog=load_catalog(self.models),
             directory=self.directory / "sandbox",
             public_url=None,
             time_scale=self._time_scale,
