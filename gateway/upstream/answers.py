@@ -217,17 +217,6 @@ def standing(answer: Answer | Silence) -> Standing:
     return Standing.UNSAID
 
 
-def history_rows(answer: Answer, ticket: Ticket) -> list[Mapping[str, object]]:
-    """The ticket's rows in an answer of the history, one for each thing that was made.
-
-    The wrapper is not documented: a row, a list of rows, or an object with either inside is understood.
-    """
-    body = parse(answer.body)
-    candidates = [body, *(body.values() if isinstance(body, dict) else [])]
-    rows = [row for c in candidates for row in (c if isinstance(c, list) else [c]) if isinstance(row, dict)]
-    return [row for row in rows if "model_status" in row and row.get("request_id", ticket) == ticket]
-
-
 def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
     """How long to wait by the answer's own word; None if it has none that can be read.
 
@@ -235,22 +224,31 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
     milliseconds are understood. `Retry-After` is not documented, but a hop before it may send one.
     """
     given = headers.get("x-rate-limit-reset-at-utc", "").strip()
-    moment = _moment(given) if given else None
-    if moment is not None:
-        return min(max(0.0, moment - now), 3600.0)
+    if (reset := moment(given)) is not None:
+        return min(max(0.0, reset - now), 3600.0)
     after = headers.get("retry-after", "").strip()
     return float(after) if re.fullmatch(r"\d{1,6}", after) else None
 
 
-def _moment(given: str) -> float | None:
+def moment(reported: object) -> float | None:
+    """A point in time in seconds since the epoch; None if it is not there or cannot be read.
+
+    ISO 8601 (without a zone it is taken for UTC), an HTTP date, epoch seconds or milliseconds, as a number or as
+    text. A day alone is no point in time.
+    """
+    if isinstance(reported, bool) or not isinstance(reported, int | float | str | Decimal):
+        return None
+    given = str(reported).strip()
     if re.fullmatch(r"\d{9,11}(\.\d+)?", given):
         return float(given)
-    if re.fullmatch(r"\d{12,14}", given):
-        return int(given) / 1000
+    if re.fullmatch(r"\d{12,14}(\.\d+)?", given):
+        return float(given) / 1000
+    if ":" not in given:
+        return None
     for read in (datetime.fromisoformat, parsedate_to_datetime):
         try:
-            moment = read(re.sub(r"\s*UTC$", "+00:00", given))
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            read_moment = read(re.sub(r"\s*UTC$", "+00:00", given))
+            return (read_moment if read_moment.tzinfo else read_moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             continue
     return None

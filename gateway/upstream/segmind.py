@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -31,9 +31,10 @@ from gateway.domain.identity import Ticket
 from gateway.domain.money import Money
 from gateway.upstream import answers
 from gateway.upstream.answers import Answer, Silence, Standing
-from gateway.upstream.contract import Delivery, Progress
+from gateway.upstream.contract import Delivery, PastCall, Progress
 from gateway.upstream.downloads import NETWORK_FAULTS, Downloads, OnCall, artifact, beginning, word
 from gateway.upstream.held import HeldAnswers
+from gateway.upstream.history import RequestHistory, Row, inputs_of
 from gateway.upstream.limits import Limits, growing
 from gateway.upstream.products import Inline, Link, Product, v1_products, v2_products
 from gateway.upstream.secret import Secret
@@ -58,7 +59,7 @@ class _Made:
 
 
 class SegmindUpstream:
-    """Keeps `gateway.upstream.contract.Upstream`. Made by `open`."""
+    """Keeps the contracts Upstream and History. Made by `open`."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class SegmindUpstream:
         wire: Wire,
         downloads: Downloads,
         held: HeldAnswers,
-        history_url: str | None,
+        history: RequestHistory | None,
         protocols: Mapping[str, str],
         text_models: frozenset[str],
         limits: Limits,
@@ -76,7 +77,7 @@ class SegmindUpstream:
         self._wire = wire
         self._downloads = downloads
         self._held = held
-        self._history_url = history_url
+        self._history = history
         self._protocols = protocols
         self._text_models = text_models
         self._limits = limits
@@ -131,6 +132,11 @@ class SegmindUpstream:
                 limits=limits,
                 on_call=on_call,
             )
+            history = (
+                RequestHistory(wire=wire, base_url=history_url, clock=clock, limits=limits)
+                if history_url
+                else None
+            )
             downloads = Downloads(
                 files,
                 hosts=frozenset(host.lower() for host in result_hosts),
@@ -143,7 +149,7 @@ class SegmindUpstream:
                 wire=wire,
                 downloads=downloads,
                 held=held,
-                history_url=history_url,
+                history=history,
                 protocols=protocols,
                 text_models=text_models,
                 limits=limits,
@@ -334,17 +340,12 @@ class SegmindUpstream:
 
     async def _recorded(self, ticket: Ticket) -> _Made | Standing:
         """What the upstream's history knows of a ticket that its polls do not know (any more)."""
-        if self._history_url is None:
+        if self._history is None:
             return Standing.MISSING
-        path = f"/inference-request/request-history/{segment(ticket)}"
-        answer = await self._wire.ask("history", path, base_url=self._history_url)
-        if isinstance(answer, Silence):
+        try:
+            rows = await self._history.rows_of(ticket)
+        except GatewayError:
             return Standing.UNSAID
-        if answer.status == 404:
-            return Standing.MISSING
-        if not answer.is_success or answers.parse(answer.body) is None:
-            return Standing.UNSAID
-        rows = answers.history_rows(answer, ticket)
         if not rows:
             return Standing.MISSING
         match rows[0].get("model_status"):
@@ -356,6 +357,25 @@ class SegmindUpstream:
                 return Standing.PROCESSING
 
     # The account
+
+    async def past_call(self, ticket: Ticket) -> PastCall | None:
+        """As the contract says; ResultGone for what was sold without an id: no history can be asked for it."""
+        if ticket.startswith(_OWN_TICKET):
+            raise ResultGone(
+                "The upstream sold this without an id: its history cannot be asked for it by one."
+            )
+        return await self._written_history().call(ticket)
+
+    async def past_calls(self, since: float, until: float) -> Sequence[PastCall]:
+        """As the contract says. A row that does not say when is kept if its day may be one of those asked for."""
+        return await self._written_history().calls(since, until)
+
+    def _written_history(self) -> RequestHistory:
+        if self._history is None:
+            raise ResultUnavailable(
+                "No history of the upstream can be asked: upstream.history_url is not set."
+            )
+        return self._history
 
     async def credits(self) -> Money:
         """As the contract says: paid and free credits together."""
@@ -410,7 +430,7 @@ class _Absence:
             raise ResultGone("The upstream has forgotten this generation. Nobody can say here what it cost.")
 
 
-def _made_according_to_history(rows: list[Mapping[str, object]]) -> _Made:
+def _made_according_to_history(rows: Sequence[Row]) -> _Made:
     first = rows[0]
     # Several things that were made at once are rows of their own, each with the cost of all of them.
     places = dict.fromkeys(
@@ -420,13 +440,11 @@ def _made_according_to_history(rows: list[Mapping[str, object]]) -> _Made:
         raise ResultGone(
             "The upstream made this and knows no more where its media are. It was probably charged."
         )
-    sent = first.get("request_body")
-    sent = answers.parse(sent) if isinstance(sent, str) else sent
     latency_ms = answers.seconds(first.get("latency_ms"))
     return _Made(
         products=tuple(Link(str(place)) for place in places if place),
         cost=answers.cost(first.get("credits_deduction")),
-        seed=answers.seed(sent.get("seed")) if isinstance(sent, dict) else None,
+        seed=answers.seed((inputs_of(first) or {}).get("seed")),
         seconds=None if latency_ms is None else latency_ms / 1000,
     )
 
