@@ -124,13 +124,14 @@ def served_gateway(directory: Path) -> Iterator[ServedGateway]:
                 assert line, f"the gateway did not start: {(directory / 'log.jsonl').read_text()}"
                 lines.append(line)
             greeting = "".join(lines)
+            key = _word_after("Tenant key", greeting)
             yield ServedGateway(
                 directory,
-                environment | {"KEY": _word_after("Tenant key", greeting)},
+                environment | {"KEY": key},
                 greeting,
                 _word_after("Gateway", greeting),
                 _word_after("Operations", greeting).removesuffix("/metrics"),
-                _word_after("Tenant key", greeting),
+                key,
             )
         finally:
             process.terminate()
