@@ -1,8 +1,8 @@
-"""Whether a file is wholly what its media type says: looked at from outside, without decoding anything.
+"""Whether a file is wholly what its media type says, and near what was asked for.
 
-This finds what goes wrong on the way: nothing, a part, or an error page in place of the media. It does not find a picture
-that is black, or one byte that is another; the digest guards the bytes from here on, and decoding would be one more
-entry in `_CHECKS`.
+Three looks, each dearer than the one before: at the structure from outside (is it whole, or an error page?), at the first and
+the last picture (can they be decoded?), and at what these show (the size, the length, the sound that were promised?).
+Between the two pictures a byte may be another without being seen; the digest guards the bytes from here on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import BinaryIO
 import orjson
 
 from gateway.domain.errors import ResultBroken
+from gateway.domain.expectation import Expectation
+from gateway.generation.expectations import Seen, differences
 
 _HEAD_BYTES = 512
 _READ_BYTES = 1 << 20
@@ -27,11 +29,15 @@ _MOST_PADDING_BYTES = 1 << 16
 _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)  # written by encoders that could not seek back
 
 
-def inspect(path: Path, media_type: str) -> None:
-    """Raise ResultBroken, with a sentence that says what is wrong, if the file is not wholly a `media_type`.
+def inspect(path: Path, media_type: str, expectation: Expectation | None = None) -> None:
+    """Raise ResultBroken, with a sentence that says what is wrong, if the file is not what it should be.
 
-    A media type that is not known here is only asked to be something. Reads headers and seeks over the rest where the
-    format lets it (MP4, WAV, Ogg); reads the whole of pictures and text. Blocks: to be called in a thread.
+    It has to be wholly a `media_type`; the first picture of an image and the first and the last of a video have to be
+    decodable, and near `expectation` in size, length and sound. What cannot be looked at is not held against it: a media type
+    that is not known here is only asked to be something, and a codec that this build cannot decode is only walked.
+
+    Blocks, for some tens of milliseconds: to be called in a thread. Reads headers and seeks over the rest where the
+    format lets it (MP4, WAV, Ogg), then what it decodes: of a video, from its last key frame on.
     """
     essence = media_type.partition(";")[0].strip().lower()
     with path.open("rb") as file:
@@ -41,8 +47,22 @@ def inspect(path: Path, media_type: str) -> None:
         try:
             _refuse_error_page(file, essence)
             _check_for(essence)(file, size)
+            seen = _look(path, essence)
         except _Flaw as flaw:
             raise ResultBroken(f"This is not a whole {essence}: {flaw}.") from flaw
+    if expectation is not None and (differing := "; ".join(differences(expectation, seen))):
+        raise ResultBroken(f"This is not the {essence} that was asked for: {differing}.")
+
+
+def _look(path: Path, essence: str) -> Seen:
+    if not essence.startswith(("video/", "image/")):
+        return Seen()
+    from gateway.generation import decoding  # noqa: PLC0415 -- loads FFmpeg: not for each command and each start
+
+    try:
+        return decoding.look(path, essence)
+    except decoding.Undecodable as undecodable:
+        raise _Flaw(str(undecodable)) from undecodable
 
 
 class _Flaw(Exception):

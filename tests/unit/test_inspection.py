@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,9 +16,12 @@ import av
 import pytest
 
 from gateway.domain.errors import ResultBroken
+from gateway.domain.expectation import Expectation, Tolerances
 from gateway.generation.inspection import inspect
+from gateway.sandbox.media import Recipe, make
+from gateway.sandbox.shape import Shape
 
-Problem = Callable[[bytes, str], str | None]
+Problem = Callable[..., str | None]
 
 _FORMATS = {
     "video/mp4": "mp4",
@@ -29,17 +34,18 @@ _FORMATS = {
     "audio/ogg": "ogg",
 }
 _WITHOUT_AN_END = ("audio/mpeg",)
+_PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def problem(tmp_path: Path) -> Problem:
-    """What `inspect` says of these bytes; None if it finds nothing."""
+    """What `inspect` says of these bytes, and of what was expected of them; None if it finds nothing."""
 
-    def ask(content: bytes, media_type: str) -> str | None:
+    def ask(content: bytes, media_type: str, **expected: Any) -> str | None:
         path = tmp_path / "staged"
         path.write_bytes(content)
         try:
-            inspect(path, media_type)
+            inspect(path, media_type, Expectation(**expected) if expected else None)
         except ResultBroken as broken:
             return str(broken)
         return None
@@ -132,7 +138,7 @@ def test_parameters_and_case_of_the_media_type_make_no_difference(
 def test_the_sentence_says_by_how_much_a_video_is_cut_short(problem: Problem) -> None:
     whole = _box(b"ftyp", b"isom0000") + _box(b"moov", b"x" * 20) + _box(b"mdat", b"y" * 100)
 
-    assert problem(whole, "video/mp4") is None
+    assert problem(whole, "video/mp4") == "This is not a whole video/mp4: there is no picture in it."
     assert problem(whole[:-1], "video/mp4") == (
         "This is not a whole video/mp4: it is cut short: the mdat box needs 152 bytes, and there are 151."
     )
@@ -154,14 +160,16 @@ def test_a_video_into_which_no_media_were_written_is_broken(problem: Problem) ->
     assert "there is no mdat box in it" in (problem(content, "video/mp4") or "")
 
 
-def test_a_box_may_have_a_length_of_64_bits_or_run_to_the_end(problem: Problem) -> None:
-    start = _box(b"ftyp", b"isom0000") + _box(b"moov", b"x" * 20)
-    wide = struct.pack(">I4sQ", 1, b"mdat", 16 + 50) + b"y" * 50
-    open_ended = struct.pack(">I4s", 0, b"mdat") + b"y" * 50
+def test_a_box_may_have_a_length_of_64_bits_or_run_to_the_end(
+    problem: Problem, media: dict[str, bytes]
+) -> None:
+    whole = media["video/mp4"]
+    wide = struct.pack(">I4sQ", 1, b"free", 16 + 50) + b"y" * 50
+    open_ended = struct.pack(">I4s", 0, b"free") + b"y" * 50
 
-    assert problem(start + wide, "video/mp4") is None
-    assert problem(start + wide[:-1], "video/mp4")
-    assert problem(start + open_ended, "video/mp4") is None
+    assert problem(whole + wide, "video/mp4") is None
+    assert "the free box needs" in (problem(whole + wide[:-1], "video/mp4") or "")
+    assert problem(whole + open_ended, "video/mp4") is None
 
 
 @pytest.mark.parametrize("length", [2, 7])
@@ -171,17 +179,181 @@ def test_a_box_shorter_than_its_own_header_is_broken(problem: Problem, length: i
     assert f"the moov box at 16 claims to be {length} bytes long" in (problem(content, "video/mp4") or "")
 
 
-def test_a_video_is_walked_without_being_read(tmp_path: Path) -> None:
+def test_a_video_is_walked_without_being_read(tmp_path: Path, media: dict[str, bytes]) -> None:
     path = tmp_path / "staged"
     sparse_bytes = 1 << 40  # a terabyte of hole: reading it would not end
-    start = (
-        _box(b"ftyp", b"isom0000") + _box(b"moov", b"x" * 20) + struct.pack(">I4sQ", 1, b"mdat", sparse_bytes)
-    )
+    start = media["video/mp4"] + struct.pack(">I4sQ", 1, b"free", 16 + sparse_bytes)
     with path.open("wb") as file:
         file.write(start)
-        file.truncate(len(start) - 16 + sparse_bytes)
+        file.truncate(len(start) + sparse_bytes)
 
     inspect(path, "video/mp4")
+
+
+# ---- the looks that decode
+
+
+_FILMS = {
+    "video/mp4": ("mp4", "libx264"),
+    "video/webm": ("webm", "libvpx-vp9"),
+    "video/quicktime": ("mov", "mpeg4"),
+}
+
+
+@pytest.mark.parametrize("frames", [1, 2, 30])
+@pytest.mark.parametrize("media_type", _FILMS)
+def test_a_film_of_any_length_is_seen_to_its_end(problem: Problem, media_type: str, frames: int) -> None:
+    container, codec = _FILMS[media_type]
+    film = _video(container, codec, "yuv420p", frames=frames)
+    near = Tolerances(pixels=0, seconds=0.01, frames=0, share=0)
+
+    assert problem(film, media_type, seconds=frames / 10, width=64, height=64, within=near) is None
+    assert "seconds were asked for" in (
+        problem(film, media_type, seconds=frames / 10 + 0.1, within=near) or ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("which", "said"),
+    [
+        (0, "This is not a whole video/mp4: its first picture cannot be decoded."),
+        (-1, "This is not a whole video/mp4: its last picture cannot be decoded."),
+    ],
+)
+@pytest.mark.parametrize("b_frames", ["0", "3"])
+def test_a_video_whose_first_or_last_picture_is_blotted_out_is_broken(
+    problem: Problem, which: int, said: str, b_frames: str
+) -> None:
+    film = _video("mp4", "libx264", "yuv420p", frames=40, options={"bf": b_frames, "g": "12"})
+
+    assert problem(film, "video/mp4") is None
+    assert problem(_blotted(film, which), "video/mp4") == said
+
+
+def test_a_picture_in_the_middle_is_let_be(problem: Problem) -> None:
+    film = _video("mp4", "libx264", "yuv420p", frames=40, options={"bf": "0", "g": "100"})
+
+    assert problem(_blotted(film, 20), "video/mp4") is None
+
+
+def test_a_video_whose_media_are_another_files_is_broken(problem: Problem) -> None:
+    film = _video("mp4", "libx264", "yuv420p", frames=40)
+    start, end = film.index(b"mdat") + 4, film.index(b"moov") - 4
+    noise = bytes((index * 7919) >> 3 & 0xFF for index in range(end - start))
+
+    assert "decoded" in (problem(film[:start] + noise + film[end:], "video/mp4") or "")
+
+
+def test_a_codec_that_this_build_does_not_know_is_let_be_and_only_its_sound_and_frames_are_compared(
+    problem: Problem,
+) -> None:
+    film = _video("mp4", "libx264", "yuv420p", frames=40).replace(b"avc1", b"zzzz")
+
+    assert problem(film, "video/mp4", width=1000, seconds=1000) is None
+    assert "sound was promised" in (problem(film, "video/mp4", audio=True) or "")
+    assert "frames were asked for" in (problem(film, "video/mp4", frames=400) or "")
+
+
+def test_a_video_of_another_size_is_not_what_was_asked_for(problem: Problem, media: dict[str, bytes]) -> None:
+    film = media["video/mp4"]
+
+    assert problem(film, "video/mp4", width=64, height=128) is None
+    assert problem(film, "video/mp4", width=720, height=1280) == (
+        "This is not the video/mp4 that was asked for: a width of 720 pixels was asked for, and 64 came; "
+        "a height of 1280 pixels was asked for, and 64 came."
+    )
+
+
+def test_a_video_of_another_length_is_not_what_was_asked_for(problem: Problem) -> None:
+    film = _video("mp4", "libx264", "yuv420p", frames=30)
+
+    assert problem(film, "video/mp4", seconds=3.4, frames=33) is None
+    assert problem(film, "video/mp4", seconds=121 / 24, frames=121) == (
+        "This is not the video/mp4 that was asked for: 5.042 seconds were asked for, and 3 came; "
+        "121 frames were asked for, and 30 came."
+    )
+
+
+def test_a_video_without_the_sound_that_was_promised_is_not_what_was_asked_for(
+    problem: Problem, tmp_path: Path
+) -> None:
+    silent = _video("mp4", "libx264", "yuv420p")
+    path = tmp_path / "with sound"
+    shape = Shape(64, 64, 9, Fraction(8), audio=True, seconds=9 / 8)
+    make(Recipe("sound", "video/mp4", shape, (), "model", {}), path)
+    loud = path.read_bytes()
+
+    assert problem(silent, "video/mp4", audio=True) == (
+        "This is not the video/mp4 that was asked for: sound was promised, and there is none."
+    )
+    assert problem(silent, "video/mp4", audio=False) is None
+    assert problem(loud, "video/mp4", audio=True) is None
+    assert problem(loud, "video/mp4", audio=False) is None
+    assert (
+        problem(loud, "video/mp4", seconds=9 / 8, frames=9, within=Tolerances(seconds=0.01, share=0)) is None
+    )
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "image/gif", "image/webp"])
+def test_a_picture_of_another_size_is_not_what_was_asked_for(
+    problem: Problem, media: dict[str, bytes], media_type: str
+) -> None:
+    assert problem(media[media_type], media_type, width=64, height=64) is None
+    assert "a width of 1024 pixels was asked for, and 64 came" in (
+        problem(media[media_type], media_type, width=1024) or ""
+    )
+
+
+def test_a_large_picture_is_decoded_whole(problem: Problem) -> None:
+    for media_type, codec, pixels in ("image/png", "png", "rgb24"), ("image/jpeg", "mjpeg", "yuvj420p"):
+        large = _picture(codec, pixels, side=1500)
+
+        assert len(large) > 100_000
+        assert problem(large, media_type, width=1500, within=Tolerances(pixels=0)) is None
+
+
+def test_a_png_that_is_whole_outside_and_nonsense_within_is_broken(problem: Problem) -> None:
+    header = struct.pack(">IIBBBBB", 64, 64, 7, 2, 0, 0, 0)  # seven bits a colour
+    content = (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"z" * 99) + _chunk(b"IEND", b"")
+    )
+
+    assert problem(content, "image/png") == (
+        "This is not a whole image/png: its first picture cannot be decoded."
+    )
+
+
+def test_an_animated_webp_is_let_be(problem: Problem) -> None:
+    film = _video("webp", "libwebp_anim", "yuv420p")
+
+    assert b"ANMF" in film
+    assert problem(film, "image/webp", width=1024) is None
+
+
+def test_a_play_list_is_not_followed(problem: Problem, tmp_path: Path, media: dict[str, bytes]) -> None:
+    (tmp_path / "precious.mp4").write_bytes(media["video/mp4"])
+    play_list = f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/precious.mp4\n#EXT-X-ENDLIST\n".encode()
+
+    for media_type in "video/mp4", "video/webm", "video/quicktime", "image/gif":
+        assert problem(play_list, media_type), media_type
+
+
+def test_what_is_expected_of_what_cannot_be_looked_at_is_let_be(
+    problem: Problem, media: dict[str, bytes]
+) -> None:
+    assert problem(media["audio/wav"], "audio/wav", seconds=1000) is None
+    assert problem(b"?", "video/unheard-of", seconds=1000, audio=True) is None
+
+
+def test_nothing_of_the_decoder_is_loaded_before_the_first_result() -> None:
+    asked = "import sys, gateway.generation.inspection; print('av' in sys.modules)"
+
+    told = subprocess.run([sys.executable, "-c", asked], cwd=_PROJECT, capture_output=True, check=True)
+
+    assert told.stdout == b"False\n"
+
+
+# ---- the structure of the others
 
 
 def test_one_wrong_byte_in_a_png_is_found(problem: Problem, media: dict[str, bytes]) -> None:
@@ -271,30 +443,46 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _video(container: str, codec: str, pixels: str) -> bytes:
+def _video(
+    container: str, codec: str, pixels: str, *, frames: int = 5, options: dict[str, str] | None = None
+) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
-        stream: Any = output.add_stream(codec, rate=10)
+        stream: Any = output.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
-        for number in range(5):
+        for number in range(frames):
             output.mux(stream.encode(_frame(number, pixels)))
         output.mux(stream.encode(None))
     return buffer.getvalue()
 
 
-def _picture(codec: str, pixels: str) -> bytes:
+def _blotted(film: bytes, which: int) -> bytes:
+    """The same with one of its pictures, counted as they are shown, made nothing."""
+    with av.open(io.BytesIO(film), "r") as container:
+        packets = sorted(
+            (packet.pts, packet.pos, packet.size)
+            for packet in container.demux(video=0)
+            if packet.pts is not None and packet.pos is not None
+        )
+    _, start, size = packets[which]
+    return film[:start] + bytes(size) + film[start + size :]
+
+
+def _picture(codec: str, pixels: str, *, side: int = 64) -> bytes:
     encoder: Any = av.CodecContext.create(codec, "w")
-    encoder.width, encoder.height, encoder.pix_fmt = 64, 64, pixels
+    encoder.width, encoder.height, encoder.pix_fmt = side, side, pixels
     encoder.time_base = Fraction(1, 25)
-    frame = _frame(0, pixels)
+    frame = _frame(0, pixels, side=side)
     packets = [*encoder.encode(frame), *encoder.encode(None)]
     return b"".join(bytes(packet) for packet in packets)
 
 
-def _frame(number: int, pixels: str) -> av.VideoFrame:
-    frame = av.VideoFrame(64, 64, "rgb24")
+def _frame(number: int, pixels: str, *, side: int = 64) -> av.VideoFrame:
+    frame = av.VideoFrame(side, side, "rgb24")
     row = frame.planes[0].line_size
-    frame.planes[0].update(bytes((x * 3 + y * 7 + number * 40) % 256 for y in range(64) for x in range(row)))
+    frame.planes[0].update(
+        bytes((x * 3 + y * 7 + number * 40 + x * y // 64) % 256 for y in range(side) for x in range(row))
+    )
     frame.pts = number
     return frame.reformat(format=pixels)
 
