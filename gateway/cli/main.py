@@ -22,6 +22,8 @@ app = App(
 app.command("gateway.cli.serve:serve", help="Run the gateway.")
 app.command("gateway.cli.sandbox:sandbox", help="Run the stand-in for the upstream alone, on a port.")
 app.command("gateway.cli.keys:keys", help="Make, list and revoke tenants' keys.")
+app.command("gateway.cli.purchases:purchases", help="List, show and resolve purchases.")
+app.command("gateway.cli.ledger:ledger", help="Examine the ledger, or copy it.")
 app.command("gateway.cli.config:config", help="Check the configuration.")
 app.command("gateway.cli.models:models", help="List the models, or show one.")
 
