@@ -14,6 +14,7 @@ from gateway.app import CannotStart, RunningGateway, running_gateway
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.settings import Settings
 from gateway.telemetry import logs
+from gateway.tenants.contract import TenantUnknown
 
 _SANDBOX_START_SECONDS = 30.0
 _DEMO_PROMPT = "A lighthouse in a storm, waves breaking over the rocks"
@@ -52,16 +53,21 @@ def _stop_or_quit(stop: asyncio.Event) -> None:
 
 
 async def _greeting(settings: Settings, gateway: RunningGateway) -> str:
+    in_sandbox = settings.upstream.kind == "sandbox"
+    upstream = (
+        "the sandbox: no account, no money, no real video" if in_sandbox else settings.upstream.base_url
+    )
+    key = await _demo_key(gateway) if in_sandbox else None
+    shown = "made by `gateway keys create TENANT`" if key is None else f"{key}   (tenant demo, made just now)"
     lines = [
         f"Gateway     {settings.listen.public_url or gateway.url}",
         f"Operations  {gateway.operations_url}/metrics",
+        f"Tenant key  {shown}",
+        f"Upstream    {upstream}",
+        "",
     ]
-    if settings.upstream.kind == "sandbox":
-        key = await gateway.keys.create("demo", "made at start")
+    if key is not None:
         lines += [
-            f"Tenant key  {key}   (tenant demo, made just now)",
-            "Upstream    the sandbox: no account, no money, no real video",
-            "",
             "Try it: the second time it comes from the cache, for nothing.",
             "",
             f"  curl -sS {gateway.url}/v1/ltx-2-19b-t2v -H 'x-api-key: {key}' -D - -o lighthouse.mp4 \\",
@@ -69,6 +75,14 @@ async def _greeting(settings: Settings, gateway: RunningGateway) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+async def _demo_key(gateway: RunningGateway) -> str | None:
+    """A key to try the gateway with; None where nobody is called `demo`."""
+    try:
+        return await gateway.keys.create("demo", "made at start")
+    except TenantUnknown:
+        return None
 
 
 @asynccontextmanager
