@@ -59,7 +59,7 @@ def test_a_failure_that_is_only_written_down_has_its_code_in_the_documentation_t
         for path in (PROJECT / "gateway" / "generation").glob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Failed"
-        if node.args and isinstance(node.args[0], ast.Constant)
+        if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
     }
     page = text_of("docs/api.md")
 

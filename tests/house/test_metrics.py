@@ -33,7 +33,7 @@ def exposed() -> dict[str, tuple[str, frozenset[str]]]:
 def _families(metrics: Metrics) -> Iterator[tuple[str, str, Any]]:
     for collector in metrics.registry._collector_to_names:
         if isinstance(collector, MetricWrapperBase):
-            yield collector._name, collector._type, collector._labelnames
+            yield collector._name, str(collector._type), collector._labelnames
     for family in metrics.collect():
         yield family.name, family.type, getattr(family, "_labelnames")  # noqa: B009 -- not in the stubs
 

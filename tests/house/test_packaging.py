@@ -19,12 +19,18 @@ MAKEFILE = text_of("Makefile")
 COMPOSE: dict[str, Any] = yaml.safe_load(text_of("compose.yaml"))
 PROJECT_TABLE = tomllib.loads(text_of("pyproject.toml"))
 SETTINGS = load_settings(PROJECT / "config/gateway.yaml", overrides=[], environment={})
+EVERYWHERE = "0.0.0.0"  # noqa: S104 -- inside a container; the host decides what is published
 
 
 def instructions() -> list[tuple[str, str]]:
-    lines = "\n".join(line for line in text_of("Dockerfile").splitlines() if not line.lstrip().startswith("#"))
+    lines = "\n".join(
+        line for line in text_of("Dockerfile").splitlines() if not line.lstrip().startswith("#")
+    )
     joined = re.sub(r"\\\n\s*", " ", lines)
-    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]
+    return [
+        (name, rest.strip())
+        for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line)
+    ]
 
 
 def of(name: str) -> list[str]:
@@ -92,7 +98,7 @@ def test_the_image_listens_where_it_says_and_checks_its_health_there() -> None:
     inside = load_settings(PROJECT / "config/gateway.yaml", overrides=[], environment=variables)
     (health,) = of("HEALTHCHECK")
 
-    assert (inside.listen.host, inside.operations.host) == ("0.0.0.0", "0.0.0.0")
+    assert (inside.listen.host, inside.operations.host) == (EVERYWHERE, EVERYWHERE)
     assert of("EXPOSE") == [f"{inside.listen.port} {inside.operations.port}"]
     assert (inside.listen.port, inside.operations.port) == (SETTINGS.listen.port, SETTINGS.operations.port)
     assert f"'127.0.0.1', {inside.operations.port}" in health
@@ -121,11 +127,13 @@ def test_a_service_is_confined_and_published_on_this_machine_only(name: str) -> 
 
     assert service["user"] == user
     assert service["read_only"] is True
-    assert service["tmpfs"] == ["/tmp"]
+    assert service["tmpfs"] == ["/tmp"]  # noqa: S108 -- the container's, and nobody writes there
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["ports"] == [f"127.0.0.1:{port}:{port}" for port in of("EXPOSE")[0].split()]
-    assert [v for v in service["volumes"] if not v.endswith(":ro")] == [f"{_volume_of(name)}:{of('VOLUME')[0]}"]
+    assert [v for v in service["volumes"] if not v.endswith(":ro")] == [
+        f"{_volume_of(name)}:{of('VOLUME')[0]}"
+    ]
     assert set(COMPOSE["volumes"]) == {"sandbox", "production"}
     assert int(service["stop_grace_period"].removesuffix("s")) > SETTINGS.shutdown.grace_seconds
 

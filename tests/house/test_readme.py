@@ -66,7 +66,9 @@ def test_the_headers_side_by_side_are_those_of_a_miss_and_a_hit(gateway: ServedG
     )
     answers = [_headers(gateway.run(command).stdout) for _ in range(2)]
     rows = table_rows(README, after="## A miss and a hit")
-    shown = {row[0].strip("`"): [cell.strip("`") for cell in row[1:]] for row in rows if row[0].startswith("`")}
+    shown = {
+        row[0].strip("`"): [cell.strip("`") for cell in row[1:]] for row in rows if row[0].startswith("`")
+    }
 
     assert len(shown) > 5
     for name, cells in shown.items():
@@ -151,7 +153,8 @@ def test_the_map_of_rooms_has_every_room_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+    "document",
+    ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))],
 )
 def test_links_within_the_documents_lead_somewhere(document: str) -> None:
     for target, anchor in RELATIVE_LINK.findall(text_of(document)):

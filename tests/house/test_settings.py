@@ -41,7 +41,9 @@ def named_values(settings: BaseModel) -> dict[str, object]:
 def written_names(value: Json, prefix: str = "") -> set[str]:
     if not isinstance(value, dict):
         return {prefix}
-    return set().union(*(written_names(inner, f"{prefix}.{name}".strip(".")) for name, inner in value.items()))
+    return set().union(
+        *(written_names(inner, f"{prefix}.{name}".strip(".")) for name, inner in value.items())
+    )
 
 
 def test_the_example_has_every_setting_and_no_other() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +20,24 @@ PACKAGE = PROJECT / "gateway"
 MOST_LINES = 600
 
 # Spelt in pieces, so that this file does not hold what it looks for.
-MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:" + "|".join(["wor" + "k/", "roo" + "t/", "hom" + "e/\\w", "Use" + "rs/\\w"]) + ")")
-REGISTRIES = re.compile("|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "docker" + r"\.io/", r"ghcr\.", "quay" + r"\.io"]))
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.])/(?:" + "|".join(["wor" + "k/", "roo" + "t/", "hom" + "e/\\w", "Use" + "rs/\\w"]) + ")"
+)
+REGISTRIES = re.compile(
+    "|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "docker" + r"\.io/", r"ghcr\.", "quay" + r"\.io"])
+)
 UPSTREAM_KEY = re.compile(r"\bSG_[0-9A-Fa-f]{16,}\b")
 TENANT_KEY = re.compile(r"\bgwk_[0-9A-Za-z]{20,}\b")
 PRIVATE_KEY = re.compile("BEGIN [A-Z ]*PRIVATE" + " KEY")
-INVENTED = re.compile(r"SG_(0123456789abcdef|fedcba9876543210|(.)\2+|[0-9a-f]*(?:0123|abcd|dead|beef|cafe|feed)[0-9a-f]*)")
+INVENTED = re.compile(
+    r"SG_(?:0123456789abcdef|fedcba9876543210|(.)\1+|[0-9a-f]*(?:0123|abcd|dead|beef|cafe|feed)[0-9a-f]*)"
+    r"|gwk_(.)\2{15,}\w*"
+)
 """The sandbox's own key, and those that nobody would take for a real one."""
 
-TEXTS = [path for path in files_of_ours() if path.suffix not in (".mp4", ".png", ".jpg", ".mp3", ".wav", ".webp")]
+TEXTS = [
+    path for path in files_of_ours() if path.suffix not in (".mp4", ".png", ".jpg", ".mp3", ".wav", ".webp")
+]
 
 
 def test_importing_the_application_needs_nothing_and_writes_nothing(tmp_path: Path) -> None:
@@ -60,7 +70,9 @@ def test_the_init_files_are_empty_but_for_the_version(path: Path) -> None:
 
 
 def test_no_file_of_the_gateway_is_longer_than_a_reader_can_bear() -> None:
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    lengths = {
+        path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")
+    }
 
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
@@ -125,3 +137,16 @@ def test_every_decision_has_its_number_its_reasons_and_its_price() -> None:
         assert text.startswith(f"# {int(page.name[:4])}. "), page.name
         for heading in ("## Context", "## Decision", "## Consequences", "## Not chosen"):
             assert f"\n{heading}\n" in text, (page.name, heading)
+
+
+def test_the_picture_of_the_layers_is_the_contract_that_is_checked() -> None:
+    contracts = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    checked = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    picture = text_of("docs/architecture.md").partition("## Layers\n")[2].split("```")[1].strip().splitlines()
+    drawn = [re.split(r"\s{2,}|(?<=upstream) ", line)[0] for line in picture]
+
+    # The picture draws the two ways in on one line.
+    assert [set(re.split(r" \| ", line)) for line in drawn] == [
+        {"__main__", "cli"},
+        *({room.strip() for room in layer.split("|")} for layer in checked[2:]),
+    ]
