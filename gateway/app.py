@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import secrets
+import signal
 import time
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from gateway.blobs.disk import DiskBlobStore
 from gateway.cache.disk import DiskGenerationCache
 from gateway.catalog.contract import Catalog
 from gateway.catalog.yaml_files import load_catalog
+from gateway.database.owners import Owners
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
@@ -26,6 +26,7 @@ from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
 from gateway.generation.housekeeping import Housekeeping
 from gateway.generation.inspection import inspect
+from gateway.generation.purchasing import OnUnknown, Purchasing, Step, pass_by
 from gateway.generation.scheduling import FairSlots
 from gateway.generation.service import GenerationService
 from gateway.http import routes
@@ -53,6 +54,9 @@ SANDBOX_KEY = "SG_0123456789abcdef"
 
 _SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
 _LINK_SECRET_BYTES = 32
+
+CRASH_VARIABLE = "GATEWAY_CRASH_AT"
+"""Where a test says at which step of a purchase the process is to die."""
 
 
 class CannotStart(Exception):
@@ -90,18 +94,18 @@ async def running_gateway(
     metrics = Metrics()
     async with AsyncExitStack() as closing:
         directory = _prepared(settings.storage.directory)
-        closing.callback(os.close, _locked(directory))
+        owners = Owners(directory / "owners")
+        closing.callback(owners.close)
         database = SqliteDatabase(directory / "ledger.sqlite3")
         closing.callback(database.close)
         ledger = SqliteLedger(
             database,
             clock=clock,
-            owner=uuid.uuid4().hex,
-            # Only one gateway at a time has the directory: whoever else owns a purchase is dead.
-            is_alive=lambda _owner: False,
+            owner=owners.name,
+            is_alive=owners.is_alive,
             lease_seconds=settings.ledger.lease_seconds,
         )
-        records = SqliteRequestRecords(database, clock=clock)
+        records = SqliteRequestRecords(database, clock=clock, owner=owners.name, is_alive=owners.is_alive)
         tallies = SqliteTallies(database)
         keys = SqliteKeys(database, tenants=tenants, clock=clock)
         closing.callback(keys.close)
@@ -117,20 +121,30 @@ async def running_gateway(
             _upstream(settings, catalog, metrics, environment, sandbox_url, clock)
         )
         slots = FairSlots(slots=settings.upstream.slots, most_waiting=settings.upstream.most_waiting)
+        at_step = _crash_point(environment)
         service = GenerationService(
-            cache=cache,
-            blobs=blobs,
-            inspect=inspect,
-            ledger=ledger,
+            purchasing=Purchasing(
+                cache=cache,
+                blobs=blobs,
+                inspect=inspect,
+                ledger=ledger,
+                custody=ledger,
+                resolution=ledger,
+                upstream=upstream,
+                slots=slots,
+                metrics=metrics,
+                clock=clock,
+                recollect_seconds=settings.upstream.recollect_seconds,
+                on_unknown=OnUnknown(settings.reconcile.on_unknown),
+                unknown_wait_seconds=settings.reconcile.wait_seconds,
+                at_step=at_step,
+            ),
             custody=ledger,
             records=records,
             tallies=tallies,
-            upstream=upstream,
-            slots=slots,
-            metrics=metrics,
             clock=clock,
-            recollect_seconds=settings.upstream.recollect_seconds,
             identify=lambda tenant, key: _identified(tenants, tenant, key),
+            at_step=at_step,
         )
         closing.push_async_callback(tallies.flush)
         closing.push_async_callback(service.drain, 0.0)
@@ -211,6 +225,29 @@ async def opened_keys(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> Asy
             yield keys
         finally:
             keys.close()
+    finally:
+        database.close()
+
+
+@asynccontextmanager
+async def opened_ledger(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteLedger]:
+    """The ledger alone, for commands; a gateway may be running on it. Raises CannotStart if there is none yet."""
+    directory = settings.storage.directory
+    path = directory / "ledger.sqlite3"
+    # A new one would be empty, and in perfect order.
+    if not path.is_file():
+        raise CannotStart(
+            f"There is no ledger in storage.directory {directory}: no gateway has run on it yet."
+        )
+    database = SqliteDatabase(path)
+    try:
+        yield SqliteLedger(
+            database,
+            clock=clock,
+            owner="command",
+            is_alive=lambda _owner: True,
+            lease_seconds=settings.ledger.lease_seconds,
+        )
     finally:
         database.close()
 
@@ -335,20 +372,21 @@ def _prepared(directory: Path) -> Path:
     return directory
 
 
-def _locked(directory: Path) -> int:
-    """A lock on the storage directory that ends with this process, however it ends."""
-    try:
-        handle = os.open(directory / "gateway.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CannotStart(f"storage.directory {directory} is not writable: {error.strerror}.") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise CannotStart(
-            f"Another gateway is running on storage.directory {directory}: stop it, or use another directory."
-        ) from error
-    return handle
+def _crash_point(environment: Mapping[str, str]) -> Callable[[Step], None]:
+    """For tests of what a crash leaves: `GATEWAY_CRASH_AT=sending:3` kills the process at its third `sending`."""
+    step, _, count = environment.get(CRASH_VARIABLE, "").partition(":")
+    if not step:
+        return pass_by
+    crash_at, left = Step(step), int(count or 1)
+
+    def crash(reached: Step) -> None:
+        nonlocal left
+        if reached is crash_at:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return crash
 
 
 def _link_secret(directory: Path) -> bytes:

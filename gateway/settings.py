@@ -189,6 +189,22 @@ class LedgerSettings(_Section):
     """After how long of silence a process's open purchases may be adopted by another."""
 
 
+class ReconcileSettings(_Section):
+    """What is done about purchases of which nobody knows whether they were made."""
+
+    interval_seconds: Seconds = 30.0
+    """How often the upstream's own history is asked about them."""
+
+    history_lag_seconds: Seconds = 7200.0
+    """How late the history may be: what it does not show by then was not bought."""
+
+    wait_seconds: Seconds = 60.0
+    """How long an identical request waits for the answer before it gets a 504."""
+
+    on_unknown: Literal["wait", "buy_again"] = "wait"
+    """`buy_again` takes an unknown purchase for lost as soon as the same is asked for again, and pays twice."""
+
+
 class ShutdownSettings(_Section):
     """What happens on SIGTERM."""
 
@@ -220,6 +236,7 @@ class Settings(_Section):
     links: LinkSettings = LinkSettings()
     requests: RequestSettings = RequestSettings()
     ledger: LedgerSettings = LedgerSettings()
+    reconcile: ReconcileSettings = ReconcileSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
 

@@ -214,6 +214,9 @@ class Statements(Protocol):
     async def lost(self) -> Money:
         """The part of what is spent of which nothing came."""
 
+    async def counts(self) -> Mapping[State, int]:
+        """How many purchases are open, by state."""
+
     async def purchases(
         self, *, states: Collection[State] = (), tenant: str | None = None, limit: int = 100
     ) -> Sequence[Purchase]:

@@ -433,6 +433,12 @@ class SqliteLedger:
 
         return await self._database.read(work)
 
+    async def counts(self) -> Mapping[State, int]:
+        query = f"SELECT state, COUNT(*) FROM purchases WHERE {_OPEN} GROUP BY state"
+        return await self._database.read(
+            lambda connection: {State(state): count for state, count in connection.execute(query)}
+        )
+
     async def purchases(
         self, *, states: Collection[State] = (), tenant: str | None = None, limit: int = 100
     ) -> Sequence[Purchase]:

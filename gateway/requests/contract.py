@@ -64,8 +64,11 @@ class RequestRecords(Protocol):
     async def find(self, request: RequestId, tenant: str) -> RequestRecord | None:
         """The tenant's own request of that name, if there is one."""
 
-    async def pending(self) -> Sequence[RequestRecord]:
-        """Those without an outcome, oldest first."""
+    async def adopt_pending(self) -> Sequence[RequestRecord]:
+        """Take over the unconcluded records of processes that have died.
+
+        Answers with all that are this process's by now, its own from before among them, oldest first.
+        """
 
     async def forget_before(self, moment: float) -> int:
         """Drop concluded records submitted before `moment`; answers how many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gateway.database.sqlite import SqliteDatabase
@@ -23,11 +23,12 @@ _SCHEMA = (
         request      TEXT NOT NULL,
         submitted_at REAL NOT NULL,
         purchase     TEXT,
+        owner        TEXT NOT NULL,
         concluded_at REAL,
         outcome      TEXT,
         CHECK ((concluded_at IS NULL) = (outcome IS NULL))
     ) WITHOUT ROWID;
-    CREATE INDEX pending_requests ON requests (submitted_at) WHERE outcome IS NULL;
+    CREATE INDEX pending_requests ON requests (owner, submitted_at) WHERE outcome IS NULL;
     CREATE INDEX concluded_requests ON requests (submitted_at) WHERE outcome IS NOT NULL;
     CREATE TABLE tallies (
         tenant                  TEXT    NOT NULL,
@@ -47,9 +48,14 @@ _SCHEMA = (
 class SqliteRequestRecords:
     """Keeps the contract RequestRecords."""
 
-    def __init__(self, database: SqliteDatabase, *, clock: Clock) -> None:
+    def __init__(
+        self, database: SqliteDatabase, *, clock: Clock, owner: str, is_alive: Callable[[str], bool]
+    ) -> None:
+        """`owner` names this process; `is_alive` answers whether the process behind another name still lives."""
         self._database = database
         self._clock = clock
+        self._owner = owner
+        self._is_alive = is_alive
         database.migrate("requests", _SCHEMA)
 
     async def open(self, record: RequestRecord) -> None:
@@ -60,11 +66,14 @@ class SqliteRequestRecords:
             json.dumps(_request_to_json(record.request), ensure_ascii=False),
             record.submitted_at,
             record.purchase,
+            self._owner,
             record.concluded_at,
             _outcome_to_text(record.outcome) if record.outcome else None,
         )
         await self._database.write(
-            lambda connection: connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            lambda connection: connection.execute(
+                "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+            )
         )
 
     async def conclude(self, request: RequestId, outcome: Outcome) -> None:
@@ -79,8 +88,20 @@ class SqliteRequestRecords:
         found = await self._select("id = ? AND tenant = ?", request, tenant)
         return found[0] if found else None
 
-    async def pending(self) -> Sequence[RequestRecord]:
-        return await self._select("outcome IS NULL ORDER BY submitted_at, id")
+    async def adopt_pending(self) -> Sequence[RequestRecord]:
+        owners = await self._database.read(
+            lambda connection: connection.execute(
+                "SELECT DISTINCT owner FROM requests WHERE outcome IS NULL"
+            ).fetchall()
+        )
+        dead = [(self._owner, owner) for (owner,) in owners if not self._is_alive(owner)]
+        if dead:
+            await self._database.write(
+                lambda connection: connection.executemany(
+                    "UPDATE requests SET owner = ? WHERE owner = ? AND outcome IS NULL", dead
+                )
+            )
+        return await self._select("outcome IS NULL AND owner = ? ORDER BY submitted_at, id", self._owner)
 
     async def forget_before(self, moment: float) -> int:
         return await self._database.write(
@@ -92,9 +113,7 @@ class SqliteRequestRecords:
         )
 
     async def _select(self, condition: str, *values: object) -> Sequence[RequestRecord]:
-        query = (
-            f"SELECT id, tenant, request, submitted_at, concluded_at, outcome FROM requests WHERE {condition}"
-        )
+        query = f"SELECT id, tenant, key_id, request, submitted_at, purchase, concluded_at, outcome FROM requests WHERE {condition}"
         return await self._database.read(
             lambda connection: [_record(*row) for row in connection.execute(query, values)]
         )

@@ -145,16 +145,6 @@ async def test_when_it_is_killed_the_sandbox_ends_with_it_and_nothing_is_bought_
     assert metrics.value("gateway_upstream_requests_total", operation="submit") == 0
 
 
-async def test_a_second_gateway_on_the_same_directory_is_refused(tmp_path: Path) -> None:
-    settings = _settings(tmp_path)
-    async with serving("--config", CONFIG, *settings, log=tmp_path / "log"):
-        second = await run("serve", "--config", CONFIG, *settings)
-
-    assert second.code == 1
-    assert "Another gateway is running" in second.err
-    assert "Traceback" not in second.err
-
-
 async def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     async with serving("--config", CONFIG, *settings, log=tmp_path / "log") as gateway:
