@@ -11,7 +11,10 @@ from gateway.domain.generation import Artifact, Blob
 from gateway.domain.identity import Digest
 
 Inspection = Callable[[Path, str], None]
-"""Reads a staged file of a media type, in a thread; raises ResultBroken if it is not what it should be."""
+"""Reads a staged file of a media type, in a thread; raises ResultBroken if it is not what it should be.
+
+What else it should be, its caller knows: `functools.partial(inspect, expectation=...)`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,9 @@ class LocalFile:
 class BlobStore(Protocol):
     """Content-addressed: a digest names the same bytes for ever.
 
-    A blob is either wholly there or not there. A `put` that fails, is cut or is cancelled leaves nothing behind;
-    one that has returned survives the loss of power.
+    A blob is either wholly there or not there. A `put` that fails, is cut or is cancelled leaves nothing behind, but
+    for evidence of what `inspect` refused; one that has returned survives the loss of power.
+    Every method raises StorageUnavailable when the storage does not answer: then nobody knows whether a blob is there.
     """
 
     async def put(self, artifact: Artifact, inspect: Inspection) -> Blob:
@@ -34,6 +38,9 @@ class BlobStore(Protocol):
 
         Raises ResultBroken when fewer or more bytes came than were announced, or when `inspect` says so;
         StorageUnavailable when the disk does not take it. What the reader of `chunks` raises passes unchanged.
+
+        What `inspect` refuses is counted and put aside with the reason, where nobody is served from, as far as there
+        is room: it came whole, and was paid for.
         """
 
     async def locate(self, digest: Digest) -> LocalFile | None:

@@ -2,7 +2,7 @@
 
     sha256/ab/abcdef…   the blobs: the only thing here that cannot be made again
     incoming/           what is being written, each file locked (flock) by the process that writes it
-    quarantine/         what did not match its digest; the newest few
+    quarantine/         what did not match its digest, and what inspection refused (broken-…, and why); the newest few
     index/cache.db      sizes and times of use (diskcache); made again from the files when it is lost
 
 The files are the truth and the index is the book about them. Renaming, evicting and deleting are done inside the index's
@@ -23,13 +23,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import orjson
+
 from gateway.blobs.contract import Inspection, LocalFile
 from gateway.database.nopickle import Index, NoPickleDisk, Value, storage_faults
-from gateway.domain.errors import ResultBroken
+from gateway.domain.errors import ResultBroken, StorageUnavailable
 from gateway.domain.generation import Artifact, Blob
 from gateway.domain.identity import Digest
 
@@ -40,6 +43,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WRITE_BYTES = 1 << 20
 _TOUCH_EVERY_SECONDS = 60.0
 _QUARANTINED_FILES = 8
+_BROKEN, _EVIDENCE = "broken-", ".json"
 _MOST_REMEMBERED = 100_000
 
 # A file system stamps its files with a clock that ticks every few milliseconds; a change within the tick of the last
@@ -58,6 +62,9 @@ class BlobStatistics:
     evicted: int
     corrupted: int
     """Blobs that did not match their digest, and were put aside."""
+
+    broken: int
+    """Results that inspection refused: paid for, and put aside."""
 
     missing: int
     """Blobs that the index knew and the disk had not."""
@@ -94,7 +101,7 @@ class DiskBlobStore:
         self._monotonic = monotonic
         self._verified: dict[Digest, _Identity] = {}
         self._touched: dict[Digest, float] = {}
-        self._evicted = self._corrupted = self._missing = 0
+        self._evicted = self._corrupted = self._broken = self._missing = 0
         for needed in (self._blobs, self._incoming, self._quarantine):
             needed.mkdir(parents=True, exist_ok=True)
             _fsync_directory(needed.parent)
@@ -114,7 +121,13 @@ class DiskBlobStore:
         try:
             await _on_disk(staged.open)
             digest, size_bytes = await self._receive(artifact, staged)
-            await asyncio.to_thread(inspect, staged.path, artifact.media_type)
+            try:
+                await asyncio.to_thread(inspect, staged.path, artifact.media_type)
+            except ResultBroken as broken:
+                evidence = _Evidence(str(broken), artifact.media_type, size_bytes, digest)
+                with suppress(StorageUnavailable):  # what is wrong is told, even where it cannot be kept
+                    await self._index.run(self._keep_evidence, staged, evidence)
+                raise
             await _on_disk(staged.sync)
             await self._index.run(self._publish, staged, digest, size_bytes)
         finally:
@@ -153,6 +166,7 @@ class DiskBlobStore:
             bytes_stored=self._index.weight_bytes,
             evicted=self._evicted,
             corrupted=self._corrupted,
+            broken=self._broken,
             missing=self._missing,
             refused_rows=self._index.refused,
         )
@@ -271,9 +285,13 @@ class DiskBlobStore:
     def _note_use(self, digest: Digest, size_bytes: int) -> None:
         if self._index.get(digest) is not None:
             return
+        victims: list[str] = []
         with self._index.transaction():
+            # Dropped from the index by hand, or by another process that is just evicting it: it is in use, so it stays.
             if self._path(digest).exists():
                 self._index.set(digest, size_bytes)
+                victims = self._index.evict(keep=digest)
+        self._remove_evicted(victims)
 
     def _put_aside(self, digest: Digest, judged: _Identity) -> None:
         path = self._path(digest)
@@ -286,13 +304,29 @@ class DiskBlobStore:
                     self._index.delete(digest)
             self._trim_quarantine()
 
+    def _keep_evidence(self, staged: _Staged, evidence: _Evidence) -> None:
+        self._broken += 1
+        path = self._quarantine / f"{_BROKEN}{evidence.sha256}"
+        with staged.held(), self._index.transaction():
+            staged.rename(path)
+            path.with_suffix(_EVIDENCE).write_bytes(evidence.written(path.stat().st_mtime))
+            self._trim_quarantine()
+
     def _trim_quarantine(self) -> None:
-        aside = sorted(((entry.lstat(), entry) for entry in self._quarantine.iterdir()), key=_by_change)
+        aside: list[tuple[int, int, Path]] = []
+        for entry in self._quarantine.iterdir():
+            with suppress(FileNotFoundError):  # whoever looks through the evidence may remove it, too
+                if entry.suffix != _EVIDENCE:
+                    seen = entry.lstat()
+                    aside.append((seen.st_ctime_ns, seen.st_size, entry))
+                elif not entry.with_suffix("").exists():
+                    entry.unlink()
         kept_bytes = 0
-        for count, (seen, entry) in enumerate(reversed(aside), start=1):
-            kept_bytes += seen.st_size
+        for count, (_, size_bytes, entry) in enumerate(sorted(aside, reverse=True), start=1):
+            kept_bytes += size_bytes
             if count > _QUARANTINED_FILES or (kept_bytes > self._quarantine_max_bytes and count > 1):
                 entry.unlink(missing_ok=True)
+                entry.with_suffix(_EVIDENCE).unlink(missing_ok=True)
 
     def _recover(self) -> None:
         """Clear away what a crash left, and bring the index to what lies on the disk."""
@@ -324,6 +358,21 @@ class _SizesDisk(NoPickleDisk):
 
     def weigh(self, value: Value) -> int:
         return value if isinstance(value, int) else super().weigh(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What can be said of a file that was refused: nothing of who asked, for what, or where it came from."""
+
+    reason: str
+    media_type: str
+    size_bytes: int
+    sha256: Digest
+
+    def written(self, received_at: float) -> bytes:
+        """As JSON; `received_at` by the clock that stamps the files, in seconds since the epoch."""
+        received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="seconds")
+        return orjson.dumps({**asdict(self), "received_at": received}, option=orjson.OPT_INDENT_2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,7 +505,3 @@ def _remove_if_abandoned(path: Path) -> None:
             path.unlink()
         finally:
             os.close(descriptor)
-
-
-def _by_change(seen: tuple[os.stat_result, Path]) -> int:
-    return seen[0].st_ctime_ns

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.database.nopickle import Index
-from gateway.domain.generation import Blob, Generation
-from gateway.domain.identity import Digest, Fingerprint, PurchaseId, Ticket
-from gateway.domain.money import Money
+from gateway.domain.generation import Generation
+from gateway.domain.identity import Fingerprint
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _TOUCH_EVERY_SECONDS = 60.0
+_LOOK_AGAIN_AFTER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class CacheStatistics:
 class _Remembered:
     generation: Generation
     touched: float
+    looked: float
 
 
 class DiskGenerationCache:
@@ -46,9 +47,8 @@ class DiskGenerationCache:
     The least recently used are evicted. A `put` that has returned survives the loss of power. Every method raises
     StorageUnavailable when the disk cannot say: an answer of None would have the same thing bought again.
 
-    Other processes may use the same directory. What is remembered here in memory is not asked for again there: an entry
-    says for ever the same of its fingerprint, or is replaced by one that is as good. Only `forget` in another process is
-    not seen here while the entry is in memory; once there are several workers, it has to be, within a second or so.
+    Other processes may use the same directory. What they put or forget is seen here within a second: an entry in memory
+    that was last looked for in the database longer ago than that is looked for again.
 
     Opening blocks: it is to be done off the event loop, or before there is one. Raises OSError, sqlite3.Error or
     StorageUnavailable when the directory cannot be used.
@@ -75,16 +75,20 @@ class DiskGenerationCache:
             raise
 
     async def get(self, fingerprint: Fingerprint) -> Generation | None:
-        """As promised in the contract; what is in memory costs no I/O and no thread."""
+        """As promised in the contract; what is in memory costs no I/O and no thread, but for one look a second."""
         remembered = self._remembered.get(fingerprint)
         if remembered is None:
             return await self._index.run(self._read, fingerprint)
         now = self._monotonic()
+        if now - remembered.looked >= _LOOK_AGAIN_AFTER_SECONDS:
+            generation = await self._index.run(self._look_again, fingerprint)
+        else:
+            generation = remembered.generation
         if now - remembered.touched >= _TOUCH_EVERY_SECONDS:
             # The order of eviction wants to know; a durable write for each hit would be too much to tell it.
             remembered.touched = now
             self._index.later(self._note_use, fingerprint)
-        return remembered.generation
+        return generation
 
     async def put(self, generation: Generation) -> None:
         """As promised in the contract. One that is cancelled may have been done."""
@@ -109,13 +113,21 @@ class DiskGenerationCache:
 
     # On the index's thread.
 
+    def _look_again(self, fingerprint: Fingerprint) -> Generation | None:
+        remembered = self._remembered.get(fingerprint)
+        if remembered is None or self._index.peek(fingerprint) != _encode(remembered.generation):
+            return self._read(fingerprint)
+        remembered.looked = self._monotonic()
+        return remembered.generation
+
     def _read(self, fingerprint: Fingerprint) -> Generation | None:
+        self._remembered.pop(fingerprint, None)
         entry = self._index.get(fingerprint)
         if entry is None:
             return None
         try:
             generation = _decode(entry, fingerprint)
-        except (KeyError, TypeError, ValueError):
+        except (TypeError, ValueError):
             self._index.delete(fingerprint)
             self._unreadable += 1
             return None
@@ -141,71 +153,39 @@ class DiskGenerationCache:
             self._remembered.move_to_end(fingerprint)
 
     def _remember(self, generation: Generation) -> None:
-        self._remembered[generation.fingerprint] = _Remembered(generation, self._monotonic())
+        now = self._monotonic()
+        self._remembered[generation.fingerprint] = _Remembered(generation, touched=now, looked=now)
         self._remembered.move_to_end(generation.fingerprint)
         while len(self._remembered) > self._max_remembered:
             self._remembered.popitem(last=False)
 
 
+class _Entry(BaseModel):
+    """What `_encode` writes, type by type; read strictly, where True is no number and 1.0 is no count."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    version: Literal[2]
+    fingerprint: str
+    model: str
+    blobs: Annotated[list[tuple[str, int, str]], Field(min_length=1)]
+    cost_micros: int
+    purchase: str
+    ticket: str
+    made_at: float
+    seconds: float | None
+    seed: int | None
+
+
 def _encode(generation: Generation) -> bytes:
-    return orjson.dumps(
-        {
-            "version": _SCHEMA_VERSION,
-            "fingerprint": generation.fingerprint,
-            "model": generation.model,
-            "blobs": [
-                {"digest": blob.digest, "size_bytes": blob.size_bytes, "media_type": blob.media_type}
-                for blob in generation.blobs
-            ],
-            "cost_micros": generation.cost.micros,
-            "purchase": generation.purchase,
-            "ticket": generation.ticket,
-            "made_at": generation.made_at,
-            "seconds": generation.seconds,
-            "seed": generation.seed,
-        }
-    )
+    return orjson.dumps({"version": _SCHEMA_VERSION, **generation.to_json()})
 
 
 def _decode(entry: object, fingerprint: Fingerprint) -> Generation:
-    """Raises KeyError, TypeError or ValueError for what `_encode` does not write for this fingerprint."""
+    """Raises TypeError or ValueError for what `_encode` does not write for this fingerprint."""
     if not isinstance(entry, bytes):
         raise TypeError("an entry is bytes")
-    members = orjson.loads(entry)
-    if members["version"] != _SCHEMA_VERSION or members["fingerprint"] != fingerprint:
-        raise ValueError("of another version, or of another fingerprint")
-    blobs = tuple(
-        Blob(Digest(_text(blob["digest"])), _whole(blob["size_bytes"]), _text(blob["media_type"]))
-        for blob in members["blobs"]
-    )
-    if not blobs:
-        raise ValueError("a generation has at least one blob")
-    return Generation(
-        fingerprint=fingerprint,
-        model=_text(members["model"]),
-        blobs=blobs,
-        cost=Money(_whole(members["cost_micros"])),
-        purchase=PurchaseId(_text(members["purchase"])),
-        ticket=Ticket(_text(members["ticket"])),
-        made_at=_number(members["made_at"]),
-        seconds=None if members["seconds"] is None else _number(members["seconds"]),
-        seed=None if members["seed"] is None else _whole(members["seed"]),
-    )
-
-
-def _text(given: Any) -> str:
-    if type(given) is not str:
-        raise TypeError("not text")
-    return given
-
-
-def _whole(given: Any) -> int:
-    if type(given) is not int:
-        raise TypeError("not a whole number")
-    return given
-
-
-def _number(given: Any) -> float:
-    if type(given) not in (int, float) or not math.isfinite(given):
-        raise TypeError("not a number")
-    return float(given)
+    generation = Generation.from_json(_Entry.model_validate_json(entry).model_dump())
+    if generation.fingerprint != fingerprint:
+        raise ValueError("of another fingerprint")
+    return generation

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +138,11 @@ class Index:
             self.refused += 1
             return None
 
+    def peek(self, key: str) -> object:
+        """The value as it lies there, whoever wrote it; not a use, and not a write. None if there is none."""
+        row = self._reader.execute("SELECT value FROM Cache WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
     def set(self, key: str, value: Value) -> None:
         self._cache.set(key, value)
 
@@ -192,6 +199,11 @@ class Index:
 
     def _open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
+        # Workers start together: what one of them has found broken, another may have made anew meanwhile.
+        with _alone_in(self._directory):
+            self._open_alone()
+
+    def _open_alone(self) -> None:
         try:
             self._reader = self._connect_and_sweep()
         except sqlite3.OperationalError:
@@ -234,6 +246,17 @@ class Index:
     def _close(self) -> None:
         self._cache.close()
         self._reader.close()
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """While this lasts, every other process that asks for the same waits."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

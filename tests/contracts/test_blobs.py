@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -138,13 +140,14 @@ async def test_nothing_is_located_before_it_was_inspected(store: BlobStore) -> N
     assert located == [None]
 
 
-async def test_what_inspection_raises_passes_and_nothing_is_left(store: BlobStore) -> None:
-    said = ResultBroken("This is not a video.")
-
+@pytest.mark.parametrize(
+    "said", [ResultBroken("This is not a video."), RuntimeError("a fault in the inspection")]
+)
+async def test_what_inspection_raises_passes_and_is_never_located(store: BlobStore, said: Exception) -> None:
     def refuse(_path: Path, _media_type: str) -> None:
         raise said
 
-    with pytest.raises(ResultBroken) as raised:
+    with pytest.raises(type(said)) as raised:
         await store.put(_artifact(b"<html>"), refuse)
 
     assert raised.value is said
@@ -383,6 +386,113 @@ async def test_evidence_is_kept_and_bounded(opened: Opened, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "blobs" / "quarantine").iterdir()] == [digest]
 
 
+async def test_what_inspection_refused_is_put_aside_with_the_reason_and_counted(
+    opened: Opened, tmp_path: Path
+) -> None:
+    store = opened()
+    content = b"paid for, and broken" * 1000
+
+    with pytest.raises(ResultBroken):
+        await store.put(_artifact(content), _objection)
+
+    kept = tmp_path / "blobs" / "quarantine" / f"broken-{_digest(content)}"
+    assert kept.read_bytes() == content
+    evidence = json.loads(kept.with_suffix(".json").read_bytes())
+    received = datetime.fromisoformat(evidence.pop("received_at"))
+    assert evidence == {
+        "reason": "This is not a whole video/mp4.",
+        "media_type": "video/mp4",
+        "size_bytes": len(content),
+        "sha256": _digest(content),
+    }
+    assert received == datetime.fromtimestamp(int(kept.stat().st_mtime), UTC)
+    assert sorted(_files(tmp_path)) == [kept, kept.with_suffix(".json")]
+    assert store.statistics().broken == 1
+    assert store.statistics().corrupted == store.statistics().entries == 0
+    assert opened().statistics().entries == 0
+
+
+async def test_the_same_broken_bytes_are_kept_once_and_counted_each_time(
+    opened: Opened, tmp_path: Path
+) -> None:
+    store = opened()
+    for _ in range(3):
+        with pytest.raises(ResultBroken):
+            await store.put(_artifact(b"again"), _objection)
+
+    assert len(_files(tmp_path)) == 2
+    assert store.statistics().broken == 3
+
+    blob = await store.put(_artifact(b"again"), _no_objection)
+    assert await _content(store, blob.digest) == b"again"
+
+
+async def test_evidence_of_broken_results_is_bounded_and_never_half(opened: Opened, tmp_path: Path) -> None:
+    quarantine = tmp_path / "blobs" / "quarantine"
+    store = opened()
+    for number in range(12):
+        with pytest.raises(ResultBroken):
+            await store.put(_artifact(b"%d" % number * 1000), _objection)
+
+    files = {path.name for path in quarantine.iterdir()}
+    media = {name for name in files if not name.endswith(".json")}
+    assert len(media) == 8
+    assert files == media | {f"{name}.json" for name in media}
+    assert f"broken-{_digest(b'11' * 1000)}" in media
+
+    next(path for path in quarantine.iterdir() if path.name in media).unlink()  # by hand
+    small = opened(quarantine_max_bytes=1500)
+    with pytest.raises(ResultBroken):
+        await small.put(_artifact(b"last" * 1000), _objection)
+    last = f"broken-{_digest(b'last' * 1000)}"
+    assert {path.name for path in quarantine.iterdir()} == {last, f"{last}.json"}
+
+
+async def test_a_put_that_breaks_in_any_other_way_leaves_no_evidence(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+
+    def stumble(_path: Path, _media_type: str) -> None:
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError):
+        await store.put(_artifact(b"stumbled"), stumble)
+    for announced in (3, 30):
+        with pytest.raises(ResultBroken):
+            await store.put(_artifact(b"of another length", announced=announced), _objection)
+
+    assert _files(tmp_path) == []
+    assert store.statistics().broken == 0
+
+
+async def test_a_put_that_is_cancelled_while_its_evidence_is_kept_leaves_it_whole_or_nothing(
+    opened: Opened, tmp_path: Path
+) -> None:
+    store = opened()
+    for steps in range(40):
+        put = asyncio.create_task(store.put(_artifact(b"step %d" % steps), _objection))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        put.cancel()
+        await asyncio.wait([put])
+
+        media = [path for path in _files(tmp_path) if path.suffix != ".json"]
+        assert all(path.parent.name == "quarantine" for path in media)
+        assert len(_files(tmp_path)) == 2 * len(media)
+
+
+async def test_where_evidence_cannot_be_kept_the_reason_is_told_all_the_same(
+    opened: Opened, tmp_path: Path
+) -> None:
+    store = opened()
+    shutil.rmtree(tmp_path / "blobs" / "quarantine")
+
+    with pytest.raises(ResultBroken, match="not a whole"):
+        await store.put(_artifact(b"broken"), _objection)
+
+    assert _files(tmp_path) == []
+    assert store.statistics().broken == 1
+
+
 # ---- the disk: limit, eviction, accounts
 
 
@@ -567,7 +677,7 @@ async def test_a_put_that_fails_or_is_cancelled_leaves_no_file(opened: Opened, t
         await asyncio.Event().wait()
 
     def refuse(_path: Path, _media_type: str) -> None:
-        raise ResultBroken("no")
+        raise RuntimeError("no")
 
     put = asyncio.create_task(store.put(Artifact("video/mp4", stalling()), _no_objection))
     await half_way.wait()
@@ -576,7 +686,7 @@ async def test_a_put_that_fails_or_is_cancelled_leaves_no_file(opened: Opened, t
     await asyncio.wait([put])
     assert _files(tmp_path) == []
 
-    with pytest.raises(ResultBroken):
+    with pytest.raises(RuntimeError):
         await store.put(_artifact(b"x"), refuse)
     with pytest.raises(ResultBroken):
         await store.put(_artifact(b"x", announced=2), _no_objection)
@@ -653,6 +763,40 @@ async def test_two_stores_on_one_directory_see_each_others_blobs(opened: Opened,
 
     await one.delete(_digest(contents[-1]))
     assert await two.locate(_digest(contents[-1])) is None
+
+
+async def test_two_processes_on_one_directory_serve_nothing_wrong_and_keep_to_the_limit(
+    opened: Opened, tmp_path: Path
+) -> None:
+    children = [
+        _child(tmp_path, _RIVAL.replace("SEED", seed).replace("LIMIT", "60_000"), limit=60_000)
+        for seed in ("1", "2")
+    ]
+    told = [(await asyncio.to_thread(child.communicate))[0] for child in children]
+
+    assert told == ["whole\n"] * 2
+    assert [path for path in _files(tmp_path) if path.parent.name in ("incoming", "quarantine")] == []
+    assert 0 < _bytes_on_disk(tmp_path) <= 60_000
+    store = opened(max_bytes=60_000)
+    assert store.statistics().bytes_stored == _bytes_on_disk(tmp_path)
+    assert store.statistics().missing == store.statistics().evicted == 0
+
+
+async def test_a_blob_that_is_used_while_another_process_evicts_it_stays_within_the_limit(
+    opened: Opened, tmp_path: Path
+) -> None:
+    one, two = opened(max_bytes=3000), opened(max_bytes=3000)
+    digests = [(await one.put(_artifact(b"%d" % n * 1000), _no_objection)).digest for n in range(3)]
+
+    await one._index.run(one._index.delete, digests[0])  # the first half of an eviction, for this blob:
+    digests.append((await one.put(_artifact(b"3" * 1000), _no_objection)).digest)
+    assert await two.locate(digests[0]) is not None
+    await two.delete(_digest(b"what waits before this is done"))
+    await one._index.run(one._remove_evicted, [digests[0]])  # the second half
+
+    assert await _content(two, digests[0]) == b"0" * 1000
+    assert _bytes_on_disk(tmp_path) == 3000
+    assert await one.locate(digests[1]) is None
 
 
 async def test_a_blob_that_another_process_puts_again_while_it_is_evicted_stays(opened: Opened) -> None:
@@ -821,6 +965,11 @@ def _no_objection(_path: Path, _media_type: str) -> None:
     """An inspection that finds nothing."""
 
 
+def _objection(_path: Path, media_type: str) -> None:
+    """An inspection that refuses everything."""
+    raise ResultBroken(f"This is not a whole {media_type}.")
+
+
 def _digest(content: bytes) -> Digest:
     return Digest(hashlib.sha256(content).hexdigest())
 
@@ -894,16 +1043,47 @@ def no_objection(path, media_type):
 
 {main}
 
-store = DiskBlobStore(directory, max_bytes=1 << 30)
+store = DiskBlobStore(directory, max_bytes=int(sys.argv[2]))
 asyncio.run(main())
 store.close()
 """
 
 
-def _child(tmp_path: Path, main: str, *, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+# A worker among others: puts, locates and deletes a few blobs, and looks at the bytes of whatever is located.
+_RIVAL = """
+import random
+
+async def main():
+    choose = random.Random(SEED)
+    contents = [b"%d" % number * 10_000 for number in range(10)]
+    for turn in range(200):
+        content = choose.choice(contents)
+        match choose.randrange(10):
+            case 0:
+                await store.delete(digest(content))
+            case 1 | 2 | 3 | 4:
+                assert (await store.put(artifact(content), no_objection)).digest == digest(content)
+                assert store.statistics().bytes_stored <= LIMIT, store.statistics()
+            case _:
+                found = await store.locate(digest(content))
+                if found is not None:
+                    try:
+                        assert found.path.read_bytes() == content
+                    except FileNotFoundError:
+                        pass  # evicted before it was opened, as promised
+        store._touched.clear()  # as if a minute had passed: each use is written down
+    assert (store.statistics().corrupted, store.statistics().missing) == (0, 0), store.statistics()
+    print("whole")
+"""
+
+
+def _child(
+    tmp_path: Path, main: str, *, before: tuple[str, ...] = (), limit: int = _ROOMY
+) -> subprocess.Popen[str]:
     """Another process with a store on the same directory."""
+    code = _CHILD.format(main=textwrap.dedent(main))
     return subprocess.Popen(
-        [*before, sys.executable, "-c", _CHILD.format(main=textwrap.dedent(main)), str(tmp_path / "blobs")],
+        [*before, sys.executable, "-c", code, str(tmp_path / "blobs"), str(limit)],
         cwd=_PROJECT,
         stdout=subprocess.PIPE,
         text=True,

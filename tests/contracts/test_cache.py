@@ -224,13 +224,19 @@ _DAMAGE: dict[str, Callable[[dict[str, object]], object]] = {
     "nothing": lambda _entry: b"null",
     "as text": lambda entry: orjson.dumps(entry).decode(),
     "a number": lambda _entry: 1,
-    "of a later version": lambda entry: {**entry, "version": 2},
+    "of an earlier version": lambda entry: {**entry, "version": 1},
+    "of a later version": lambda entry: {**entry, "version": 3},
+    "with a member too many": lambda entry: {**entry, "prompt": "a cat"},
     "of another fingerprint": lambda entry: {**entry, "fingerprint": "f" * 64},
     "without a blob": lambda entry: {**entry, "blobs": []},
     "with blobs that are none": lambda entry: {**entry, "blobs": {"digest": 1}},
-    "with a blob half said": lambda entry: {**entry, "blobs": [{"digest": "d" * 64}]},
+    "with a blob half said": lambda entry: {**entry, "blobs": [["d" * 64, 835_000]]},
+    "with a blob whose size is text": lambda entry: {**entry, "blobs": [["d" * 64, "835000", "video/mp4"]]},
+    "with a blob whose size is true": lambda entry: {**entry, "blobs": [["d" * 64, True, "video/mp4"]]},
+    "with a blob that has no digest": lambda entry: {**entry, "blobs": [[None, 835_000, "video/mp4"]]},
     "with a cost that is a float": lambda entry: {**entry, "cost_micros": 416000.0},
     "with a cost that is true": lambda entry: {**entry, "cost_micros": True},
+    "with seconds that are text": lambda entry: {**entry, "seconds": "102.69"},
     "with no time": lambda entry: {**entry, "made_at": None},
     "with a seed that is text": lambda entry: {**entry, "seed": "42"},
     "with a model that is none": lambda entry: {**entry, "model": None},
@@ -399,6 +405,122 @@ async def test_two_caches_on_one_directory_see_each_others_entries(opened: Opene
     assert await two.get(_fingerprint(12)) == _generation(12)
 
 
+async def test_what_another_process_forgets_or_puts_is_seen_within_a_second(opened: Opened) -> None:
+    now = 0.0
+    one, two = opened(monotonic=lambda: now), opened(monotonic=lambda: now)
+    newer = dataclasses.replace(_generation(2), ticket=Ticket("newer"))
+    for number in (1, 2, 3):
+        await one.put(_generation(number))
+        assert await two.get(_fingerprint(number)) == _generation(number)
+
+    await one.forget(_fingerprint(1))
+    await one.put(newer)
+    now = 1.0
+
+    assert await two.get(_fingerprint(1)) is None
+    assert await two.get(_fingerprint(1)) is None
+    assert await two.get(_fingerprint(2)) == newer
+    assert await two.get(_fingerprint(2)) == newer
+    assert await two.get(_fingerprint(3)) == _generation(3)
+    assert two.statistics().unreadable == 0
+
+
+async def test_within_a_second_an_entry_is_looked_for_once_and_looking_is_no_use(
+    opened: Opened, tmp_path: Path
+) -> None:
+    now = 0.0
+    cache = opened(monotonic=lambda: now)
+    await cache.put(_generation(1))
+
+    async def accessed() -> float:
+        await cache.forget(_fingerprint(99))  # whatever was under way is over
+        with _database(tmp_path) as database:
+            return float(database.execute("SELECT access_time FROM Cache").fetchone()[0])
+
+    now = 1.0
+    assert await cache.get(_fingerprint(1)) == _generation(1)
+    with _database(tmp_path) as database:
+        database.execute("DELETE FROM Cache WHERE key = ?", (_fingerprint(1),))
+    now = 1.9
+    assert await cache.get(_fingerprint(1)) == _generation(1), "it was looked for 0.9 s ago"
+    now = 2.0
+    assert await cache.get(_fingerprint(1)) is None
+
+    await cache.put(_generation(1))
+    first = await accessed()
+    now = 3.5
+    assert await cache.get(_fingerprint(1)) == _generation(1)
+    assert await accessed() == first, "a look is no write"
+
+
+async def test_an_entry_that_was_replaced_by_one_that_is_none_is_not_answered_from_memory(
+    opened: Opened, tmp_path: Path
+) -> None:
+    now = 0.0
+    cache = opened(monotonic=lambda: now)
+    await cache.put(_generation(1))
+    with _database(tmp_path) as database:
+        database.execute("UPDATE Cache SET value = ?", (b"{}",))
+    now = 1.0
+
+    assert await cache.get(_fingerprint(1)) is None
+    assert cache.statistics().unreadable == 1
+
+
+async def test_two_processes_on_one_directory_never_answer_wrongly_and_keep_to_the_limit(
+    opened: Opened, tmp_path: Path
+) -> None:
+    probe = opened()
+    await probe.put(_generation(1))
+    limit = 5 * probe.statistics().bytes_stored
+    probe.close()
+
+    children = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _RIVAL, str(tmp_path / "cache"), str(limit), seed, cwd=_PROJECT, stdout=-1
+        )
+        for seed in ("one", "two")
+    ]
+    told = [(await child.communicate())[0] for child in children]
+
+    assert told == [b"whole\n"] * 2
+    cache = opened(max_bytes=limit)
+    assert cache.statistics().entries > 0
+    assert 0 < cache.statistics().bytes_stored <= limit
+    assert cache.statistics().unreadable == 0
+
+
+async def test_workers_that_start_together_on_a_broken_database_set_it_aside_once(
+    opened: Opened, tmp_path: Path
+) -> None:
+    opened().close()
+    garbage = os.urandom(40_000)
+    (tmp_path / "cache" / "cache.db").write_bytes(garbage)
+
+    children = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _STARTER,
+            str(tmp_path / "cache"),
+            str(number),
+            cwd=_PROJECT,
+            stdin=-1,
+            stdout=-1,
+        )
+        for number in range(6)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"ready\n"
+    told = [out for out, _ in await asyncio.gather(*(child.communicate(b"go\n") for child in children))]
+
+    assert told == [b"done\n"] * 6
+    cache = opened()
+    assert (tmp_path / "cache" / "cache.db.broken").read_bytes() == garbage
+    assert all([await cache.get(_fingerprint(number)) is not None for number in range(6)])
+
+
 async def test_a_disk_that_does_not_take_an_entry_is_unavailable_and_what_was_known_stays(
     opened: Opened, tmp_path: Path
 ) -> None:
@@ -468,6 +590,58 @@ async def main():
         print(number, flush=True)
 
 asyncio.run(main())
+"""
+
+
+# A worker among others: puts, gets and forgets a few generations, and looks at whatever it is answered.
+_RIVAL = """
+import asyncio, random, sys
+from pathlib import Path
+from gateway.cache.disk import DiskGenerationCache
+from gateway.domain.generation import Blob, Generation
+from gateway.domain.money import Money
+
+def generation(number, version):
+    blob = Blob(f"{number:x}" * 64, 835_000 + version, "video/mp4")
+    return Generation(f"{number:064x}", f"model {number}", (blob,), Money(number), f"{version}", f"{number}", 1.0)
+
+async def main(directory, limit, seed):
+    choose = random.Random(seed)
+    now = 0.0
+    cache = DiskGenerationCache(directory, max_bytes=limit, monotonic=lambda: now)
+    for round in range(300):
+        now += choose.choice((0, 0.5, 1, 61))
+        number = choose.randrange(10)
+        match choose.randrange(10):
+            case 0:
+                await cache.forget(f"{number:064x}")
+            case 1 | 2 | 3 | 4:
+                await cache.put(generation(number, choose.randrange(3)))
+                assert cache.statistics().bytes_stored <= limit
+            case _:
+                got = await cache.get(f"{number:064x}")
+                assert got in (None, *(generation(number, version) for version in range(3))), got
+    assert cache.statistics().unreadable == 0
+    cache.close()
+    print("whole")
+
+asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+"""
+
+_STARTER = """
+import asyncio, sys
+from pathlib import Path
+from gateway.cache.disk import DiskGenerationCache
+from gateway.domain.generation import Blob, Generation
+from gateway.domain.money import Money
+
+print("ready", flush=True)
+sys.stdin.readline()
+cache = DiskGenerationCache(Path(sys.argv[1]), max_bytes=1 << 26)
+blob = Blob("d" * 64, 1, "video/mp4")
+asyncio.run(cache.put(Generation(f"{int(sys.argv[2]):064x}", "m", (blob,), Money(1), "p", "t", 1.0)))
+cache.close()
+print("done")
 """
 
 
