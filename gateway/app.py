@@ -36,6 +36,7 @@ from gateway.http.front_door import FrontDoor
 from gateway.http.generations import Generations
 from gateway.http.links import Links
 from gateway.http.operations import Operations
+from gateway.ledger.contract import State
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
 from gateway.settings import Settings, UpstreamSettings
@@ -84,14 +85,16 @@ async def running_gateway(
     *,
     environment: Mapping[str, str],
     sandbox_url: str | None = None,
+    shared_ports: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator[RunningGateway]:
     """The gateway, listening, for as long as the block runs.
 
-    `sandbox_url` is where the sandbox listens, for `upstream.kind: sandbox`. Raises CannotStart, DocumentInvalid.
+    `sandbox_url` is where the sandbox listens, for `upstream.kind: sandbox`. With `shared_ports`, other processes may
+    listen on the same ports, and the kernel deals the connections out. Raises CannotStart, DocumentInvalid.
     """
     catalog, tenants = declared(settings)
-    metrics = Metrics()
+    metrics = Metrics(shared_directory=environment.get("PROMETHEUS_MULTIPROC_DIR"))
     async with AsyncExitStack() as closing:
         directory = _prepared(settings.storage.directory)
         owners = Owners(directory / "owners")
@@ -171,8 +174,20 @@ async def running_gateway(
             blobs=Blobs(blobs, links),
         )
 
+        def count_stores() -> None:
+            stored, remembered = blobs.statistics(), cache.statistics()
+            metrics.count_stores(
+                evictions=stored.evicted,
+                corrupt={
+                    "blob": stored.corrupted,
+                    "missing": stored.missing,
+                    "entry": remembered.unreadable,
+                },
+            )
+
         async def read() -> Reading:
-            return await _reading(tenants, ledger, tallies, cache, blobs, service, slots)
+            count_stores()
+            return await _reading(tenants, ledger, tallies, cache, blobs)
 
         async def obstacle() -> str | None:
             if service.closing:
@@ -193,17 +208,22 @@ async def running_gateway(
                 clock=clock,
                 lease_seconds=settings.ledger.lease_seconds,
                 retention_seconds=settings.requests.retention_seconds,
+                count_stores=count_stores,
             ).run()
         )
         closing.push_async_callback(_cancelled, housekeeping)
         listen = settings.listen
         operations_url = await closing.enter_async_context(
             listening(
-                operations, settings.operations.host, settings.operations.port, listen.keepalive_seconds
+                operations,
+                settings.operations.host,
+                settings.operations.port,
+                listen.keepalive_seconds,
+                shared_port=shared_ports,
             )
         )
         url = await closing.enter_async_context(
-            listening(front, listen.host, listen.port, listen.keepalive_seconds)
+            listening(front, listen.host, listen.port, listen.keepalive_seconds, shared_port=shared_ports)
         )
         yield RunningGateway(url, operations_url, keys, service, settings.shutdown.grace_seconds)
 
@@ -326,8 +346,6 @@ async def _reading(
     tallies: SqliteTallies,
     cache: DiskGenerationCache,
     blobs: DiskBlobStore,
-    service: GenerationService,
-    slots: FairSlots,
 ) -> Reading:
     reserved: dict[str, Money] = {tenant.name: Money.ZERO for tenant in tenants}
     for (tenant_name, _), amount in (await ledger.reserved()).items():
@@ -341,19 +359,17 @@ async def _reading(
         for tenant in tenants
         for balance in await ledger.balances(tenant.name, tenant.budgets)
     ]
-    stored, remembered = blobs.statistics(), cache.statistics()
+    open_purchases = await ledger.counts()
     return Reading(
         spent=await ledger.spent(),
         saved=saved,
         reserved=reserved,
         unknown=await ledger.unknown(),
         budgets=budgets,
-        cache_entries=remembered.entries,
-        blob_bytes=stored.bytes_stored,
-        evictions=stored.evicted,
-        corrupt={"blob": stored.corrupted, "missing": stored.missing, "entry": remembered.unreadable},
-        in_flight=service.in_flight,
-        waiting=slots.waiting,
+        cache_entries=cache.statistics().entries,
+        blob_bytes=blobs.statistics().bytes_stored,
+        in_flight=sum(count for state, count in open_purchases.items() if state is not State.UNKNOWN),
+        waiting=open_purchases.get(State.QUEUED, 0),
     )
 
 
@@ -408,7 +424,12 @@ def _link_secret(directory: Path) -> bytes:
 
 @asynccontextmanager
 async def listening(
-    application: web.Application, host: str, port: int, keepalive_seconds: float
+    application: web.Application,
+    host: str,
+    port: int,
+    keepalive_seconds: float,
+    *,
+    shared_port: bool = False,
 ) -> AsyncIterator[str]:
     """`application`, answering at the URL that is given. Raises CannotStart."""
     runner = web.AppRunner(
@@ -421,7 +442,7 @@ async def listening(
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, backlog=1024)
+        site = web.TCPSite(runner, host, port, backlog=1024, reuse_port=shared_port)
         try:
             await site.start()
         except OSError as error:

@@ -66,6 +66,9 @@ class ListenSettings(_Section):
     port: Port = 8080
     """The port to listen on; 0 for one that the system chooses."""
 
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many processes serve the port; also `gateway serve --workers`. One that dies is replaced."""
+
     public_url: Url | None = None
     """How callers reach the gateway, for the links in its answers; without it, the host that the caller named."""
 

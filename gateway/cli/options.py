@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,15 @@ class Options:
 
     set: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     """section.name=value instead of what the file says; may be repeated."""
+
+    def having(self, *overrides: str) -> Options:
+        """The same, with more to be said instead of what the file says."""
+        return replace(self, set=(*self.set, *overrides))
+
+    def arguments(self) -> list[str]:
+        """The same, as another `gateway` command is given it."""
+        overrides = [argument for override in self.set for argument in ("--set", override)]
+        return ["--config", str(self.config), *overrides]
 
     def settings(self) -> Settings:
         """The settings. Raises DocumentInvalid."""

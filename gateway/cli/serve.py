@@ -8,41 +8,90 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated
 
-from gateway.app import CannotStart, RunningGateway, running_gateway
+from cyclopts import Parameter
+
+from gateway.app import opened_keys, running_gateway
+from gateway.cli import children
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.cli.supervisor import running_workers
 from gateway.settings import Settings
 from gateway.telemetry import logs
 from gateway.tenants.contract import TenantUnknown
 
-_SANDBOX_START_SECONDS = 30.0
+_SANDBOX_STOP_SECONDS = 30.0
 _DEMO_PROMPT = "A lighthouse in a storm, waves breaking over the rocks"
 
 
-def serve(options: Options = FILE_AND_ENVIRONMENT) -> None:
-    """Run the gateway until it is told to stop (SIGTERM or Ctrl-C)."""
+def serve(
+    options: Options = FILE_AND_ENVIRONMENT,
+    *,
+    workers: int | None = None,
+    worker_of: Annotated[str | None, Parameter(show=False)] = None,
+) -> None:
+    """Run the gateway until it is told to stop (SIGTERM or Ctrl-C).
+
+    Parameters
+    ----------
+    workers
+        How many processes serve the port; listen.workers if it is left out.
+    worker_of
+        This is a worker of another `gateway serve`, whose sandbox, if it has one, is there.
+    """
+    if workers is not None:
+        options = options.having(f"listen.workers={workers}")
     settings = options.settings()
     logs.configure(settings.log.level)
-    asyncio.run(_serve(options, settings))
+    if worker_of is not None:
+        asyncio.run(_work(settings, sandbox_url=worker_of or None))
+    else:
+        asyncio.run(_serve(options, settings))
 
 
 async def _serve(options: Options, settings: Settings) -> None:
+    stop = _told_to_stop()
+    async with AsyncExitStack() as closing:
+        sandbox_url = await closing.enter_async_context(_sandbox(options, settings))
+        if settings.listen.workers > 1:
+            arguments = ["serve", *options.arguments(), "--worker-of", sandbox_url or ""]
+            url, operations_url = await closing.enter_async_context(
+                running_workers(settings, arguments, environment=os.environ)
+            )
+            drain = None
+        else:
+            gateway = await closing.enter_async_context(
+                running_gateway(settings, environment=os.environ, sandbox_url=sandbox_url)
+            )
+            url, operations_url, drain = gateway.url, gateway.operations_url, gateway.drain
+            _settle_in()
+        print(await _greeting(settings, url, operations_url), flush=True)
+        await stop.wait()
+        print("Stopping: no new work; generations under way may land.", flush=True)
+        if drain is not None:
+            await drain()
+
+
+async def _work(settings: Settings, *, sandbox_url: str | None) -> None:
+    """Serve beside other workers, until told to stop or until the supervisor is gone."""
+    stop = _told_to_stop()
+    asyncio.get_running_loop().add_reader(sys.stdin, _read_to_the_end, stop)
+    async with running_gateway(
+        settings, environment=os.environ, sandbox_url=sandbox_url, shared_ports=True
+    ) as gateway:
+        _settle_in()
+        print(f"Worker  {gateway.url}", flush=True)
+        await stop.wait()
+        await gateway.drain()
+
+
+def _told_to_stop() -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_quit, stop)
-    async with (
-        _sandbox(options, settings) as sandbox_url,
-        running_gateway(settings, environment=os.environ, sandbox_url=sandbox_url) as gateway,
-    ):
-        # What was built so far stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        print(await _greeting(settings, gateway), flush=True)
-        await stop.wait()
-        print("Stopping: no new work; generations under way may land.", flush=True)
-        await gateway.drain()
+    return stop
 
 
 def _stop_or_quit(stop: asyncio.Event) -> None:
@@ -52,16 +101,28 @@ def _stop_or_quit(stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _greeting(settings: Settings, gateway: RunningGateway) -> str:
+def _read_to_the_end(stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin)
+        stop.set()
+
+
+def _settle_in() -> None:
+    # What was built so far stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+
+
+async def _greeting(settings: Settings, url: str, operations_url: str) -> str:
     in_sandbox = settings.upstream.kind == "sandbox"
     upstream = (
         "the sandbox: no account, no money, no real video" if in_sandbox else settings.upstream.base_url
     )
-    key = await _demo_key(gateway) if in_sandbox else None
+    key = await _demo_key(settings) if in_sandbox else None
     shown = "made by `gateway keys create TENANT`" if key is None else f"{key}   (tenant demo, made just now)"
     lines = [
-        f"Gateway     {settings.listen.public_url or gateway.url}",
-        f"Operations  {gateway.operations_url}/metrics",
+        f"Gateway     {settings.listen.public_url or url}",
+        f"Operations  {operations_url}/metrics",
         f"Tenant key  {shown}",
         f"Upstream    {upstream}",
         "",
@@ -70,61 +131,31 @@ async def _greeting(settings: Settings, gateway: RunningGateway) -> str:
         lines += [
             "Try it: the second time it comes from the cache, for nothing.",
             "",
-            f"  curl -sS {gateway.url}/v1/ltx-2-19b-t2v -H 'x-api-key: {key}' -D - -o lighthouse.mp4 \\",
+            f"  curl -sS {url}/v1/ltx-2-19b-t2v -H 'x-api-key: {key}' -D - -o lighthouse.mp4 \\",
             f"""       -H 'Content-Type: application/json' -d '{{"prompt": "{_DEMO_PROMPT}"}}'""",
             "",
         ]
     return "\n".join(lines)
 
 
-async def _demo_key(gateway: RunningGateway) -> str | None:
+async def _demo_key(settings: Settings) -> str | None:
     """A key to try the gateway with; None where nobody is called `demo`."""
-    try:
-        return await gateway.keys.create("demo", "made at start")
-    except TenantUnknown:
-        return None
+    async with opened_keys(settings) as keys:
+        try:
+            return await keys.create("demo", "made at start")
+        except TenantUnknown:
+            return None
 
 
 @asynccontextmanager
 async def _sandbox(options: Options, settings: Settings) -> AsyncIterator[str | None]:
-    """The sandbox as a process of its own, where one is asked for: its URL.
-
-    It ends with this process, however that ends: when the pipe between them closes.
-    """
+    """The sandbox as a process of its own, where one is asked for: its URL."""
     if settings.upstream.kind != "sandbox":
         yield None
         return
-    overrides = [argument for override in options.set for argument in ("--set", override)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "sandbox", "--config", str(options.config), *overrides, "--until-eof",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        # Ctrl-C is for the gateway: the sandbox ends after it.
-        process_group=0,
-    )  # fmt: skip
+    arguments = ["sandbox", *options.arguments(), "--until-eof"]
+    sandbox = await children.start(arguments, environment=os.environ)
     try:
-        yield await _url_of(process)
+        yield sandbox.url
     finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(_SANDBOX_START_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-async def _url_of(process: asyncio.subprocess.Process) -> str:
-    """Where the sandbox listens, which is the first line that it says."""
-    if process.stdout is None:
-        raise CannotStart("The sandbox has no standard output.")
-    try:
-        async with asyncio.timeout(_SANDBOX_START_SECONDS):
-            line = await process.stdout.readline()
-    except TimeoutError:
-        line = b""
-    url = line.decode().split()[-1:]
-    if not url:
-        raise CannotStart("The sandbox did not start: what it says above is the reason.")
-    return url[0]
+        await sandbox.stop(_SANDBOX_STOP_SECONDS)

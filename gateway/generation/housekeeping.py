@@ -13,7 +13,7 @@ from gateway.requests.contract import RequestRecords, Tallies
 from gateway.telemetry.logs import log_for
 
 _FLUSH_SECONDS = 1.0
-_RESUME_SECONDS = 15.0
+_RESUME_SECONDS = 3.0
 _FORGET_SECONDS = 3600.0
 
 
@@ -30,6 +30,7 @@ class Housekeeping:
         clock: Clock,
         lease_seconds: float,
         retention_seconds: float,
+        count_stores: Callable[[], None],
     ) -> None:
         self._service = service
         self._custody = custody
@@ -38,6 +39,7 @@ class Housekeeping:
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._retention_seconds = retention_seconds
+        self._count_stores = count_stores
         self._log = log_for("housekeeping")
 
     async def run(self) -> None:
@@ -45,7 +47,7 @@ class Housekeeping:
         async with asyncio.TaskGroup() as rounds:
             # Three tries before a lease is up.
             rounds.create_task(self._repeat(self._custody.renew, self._lease_seconds / 3))
-            rounds.create_task(self._repeat(self._tallies.flush, _FLUSH_SECONDS))
+            rounds.create_task(self._repeat(self._write_down_counts, _FLUSH_SECONDS))
             rounds.create_task(self._repeat(self._service.resume, _RESUME_SECONDS))
             rounds.create_task(self._repeat(self._forget, _FORGET_SECONDS))
 
@@ -56,6 +58,10 @@ class Housekeeping:
             except GatewayError as error:
                 self._log.warning("round failed", errand=errand.__name__, error=str(error))
             await asyncio.sleep(pause_seconds)
+
+    async def _write_down_counts(self) -> None:
+        self._count_stores()
+        await self._tallies.flush()
 
     async def _forget(self) -> None:
         await self._records.forget_before(self._clock() - self._retention_seconds)

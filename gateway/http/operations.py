@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.domain.errors import GatewayError
 from gateway.http.errors import json_response
@@ -35,11 +35,11 @@ class Operations:
     async def get_metrics(self, _: web.Request) -> web.Response:
         """The exposition; a 503 when the books cannot be read, so that a gap shows as a gap."""
         try:
-            self._metrics.read(await self._read())
+            reading = await self._read()
         except GatewayError as error:
             return web.Response(status=_CHECKS_FAILED, text=f"# {error}\n")
         return web.Response(
-            body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+            body=self._metrics.exposition(reading), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
     async def get_health(self, _: web.Request) -> web.Response:

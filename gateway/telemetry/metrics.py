@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from gateway.domain.money import Money
@@ -50,10 +51,6 @@ class Reading:
     budgets: Iterable[BudgetReading] = ()
     cache_entries: int = 0
     blob_bytes: int = 0
-    evictions: int = 0
-    corrupt: Mapping[str, int] = field(default_factory=dict)
-    """What was found broken and not served, by kind."""
-
     in_flight: int = 0
     waiting: int = 0
 
@@ -62,11 +59,16 @@ class Metrics(Collector):
     """What is counted as it happens, and what is read from the books when somebody looks.
 
     Money is read and not counted: a counter that lives in a process forgets at every restart, the ledger does not.
+    Where several processes serve one port, what each has counted lies in `shared_directory`, and whichever is asked
+    answers for all of them (prometheus_client's multiprocess mode: the directory has to be in the environment, as
+    PROMETHEUS_MULTIPROC_DIR, before that library is imported).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared_directory: str | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._shared_directory = shared_directory
         self._reading = Reading()
+        self._counted: dict[tuple[str, ...], int] = {}
         self.requests = Counter(
             "gateway_requests",
             "Requests for a generation, by how they were answered.",
@@ -103,13 +105,42 @@ class Metrics(Collector):
         self.upstream_credits = Gauge(
             "gateway_upstream_credits_usd",
             "The upstream account's own balance, when it was last asked for.",
+            multiprocess_mode="mostrecent",
+            registry=self.registry,
+        )
+        self._evictions = Counter(
+            "gateway_cache_evictions",
+            "Blobs dropped to stay within storage.max_bytes.",
+            registry=self.registry,
+        )
+        self._corrupt = Counter(
+            "gateway_cache_corrupt",
+            "What was found broken or missing, and not served.",
+            ("kind",),
             registry=self.registry,
         )
         self.registry.register(self)
 
-    def read(self, reading: Reading) -> None:
-        """What the next exposition shows of the books."""
+    def exposition(self, reading: Reading) -> bytes:
+        """All of it as text, with what the books say now."""
         self._reading = reading
+        if self._shared_directory is None:
+            return generate_latest(self.registry)
+        everybodys = CollectorRegistry()
+        MultiProcessCollector(everybodys, self._shared_directory)  # type: ignore[no-untyped-call]  # it has no types
+        everybodys.register(self)
+        return generate_latest(everybodys)
+
+    def count_stores(self, *, evictions: int, corrupt: Mapping[str, int]) -> None:
+        """What the stores of this process have counted since it began; what is new of it is added."""
+        self._evictions.inc(self._new(("evictions",), evictions))
+        for kind, count in corrupt.items():
+            self._corrupt.labels(kind).inc(self._new(("corrupt", kind), count))
+
+    def _new(self, what: tuple[str, ...], count: int) -> int:
+        new = count - self._counted.get(what, 0)
+        self._counted[what] = count
+        return new
 
     def collect(self) -> Iterable[Metric]:
         """The families that come out of the books."""
@@ -160,17 +191,6 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "gateway_cache_entries", "Generations that the cache remembers.", value=reading.cache_entries
         )
-        yield CounterMetricFamily(
-            "gateway_cache_evictions",
-            "Blobs dropped to stay within storage.max_bytes.",
-            value=reading.evictions,
-        )
-        corrupt = CounterMetricFamily(
-            "gateway_cache_corrupt", "What was found broken or missing, and not served.", labels=("kind",)
-        )
-        for kind, count in reading.corrupt.items():
-            corrupt.add_metric((kind,), count)
-        yield corrupt
         yield GaugeMetricFamily(
             "gateway_in_flight_generations", "Generations being made now.", value=reading.in_flight
         )
