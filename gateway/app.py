@@ -18,15 +18,17 @@ from gateway.blobs.disk import DiskBlobStore
 from gateway.cache.disk import DiskGenerationCache
 from gateway.catalog.contract import Catalog
 from gateway.catalog.yaml_files import load_catalog
-from gateway.database.owners import Owners
+from gateway.database.owners import Duty, Owners
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
-from gateway.generation.housekeeping import Housekeeping
+from gateway.generation.drift import BalanceWatch, ForeignSpend
+from gateway.generation.housekeeping import Errand, Housekeeping
 from gateway.generation.inspection import inspect
 from gateway.generation.purchasing import OnUnknown, Purchasing, Step, pass_by
+from gateway.generation.reconciliation import Reconciliation
 from gateway.generation.scheduling import FairSlots
 from gateway.generation.service import GenerationService
 from gateway.http import routes
@@ -99,6 +101,8 @@ async def running_gateway(
         directory = _prepared(settings.storage.directory)
         owners = Owners(directory / "owners")
         closing.callback(owners.close)
+        duty = Duty(directory / "duty.lock")
+        closing.callback(duty.close)
         database = SqliteDatabase(directory / "ledger.sqlite3")
         closing.callback(database.close)
         ledger = SqliteLedger(
@@ -199,18 +203,10 @@ async def running_gateway(
             return None
 
         operations = routes.operations(Operations(metrics=metrics, read=read, obstacle=obstacle))
-        housekeeping = asyncio.create_task(
-            Housekeeping(
-                service=service,
-                custody=ledger,
-                records=records,
-                tallies=tallies,
-                clock=clock,
-                lease_seconds=settings.ledger.lease_seconds,
-                retention_seconds=settings.requests.retention_seconds,
-                count_stores=count_stores,
-            ).run()
+        errands = _errands(
+            settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
         )
+        housekeeping = asyncio.create_task(Housekeeping(errands).run())
         closing.push_async_callback(_cancelled, housekeeping)
         listen = settings.listen
         operations_url = await closing.enter_async_context(
@@ -340,6 +336,64 @@ def _account_key(upstream: UpstreamSettings, environment: Mapping[str, str]) -> 
     return Secret(key)
 
 
+def _errands(
+    settings: Settings,
+    ledger: SqliteLedger,
+    records: SqliteRequestRecords,
+    tallies: SqliteTallies,
+    upstream: SegmindUpstream,
+    service: GenerationService,
+    metrics: Metrics,
+    count_stores: Callable[[], None],
+    duty: Duty,
+    clock: Clock,
+) -> Sequence[Errand]:
+    reconciliation = Reconciliation(
+        resolution=ledger,
+        statements=ledger,
+        history=upstream,
+        clock=clock,
+        history_lag_seconds=settings.reconcile.history_lag_seconds,
+        result_lifetime_seconds=settings.upstream.recollect_seconds,
+    )
+    watch = BalanceWatch(ask_credits=upstream.credits, statements=ledger)
+    foreign = ForeignSpend(history=upstream, resolution=ledger, statements=ledger, clock=clock)
+
+    async def write_down_counts() -> None:
+        count_stores()
+        await tallies.flush()
+
+    async def reconcile() -> None:
+        # What is asked of the upstream is asked by one process for all.
+        if duty.is_ours():
+            await reconciliation.settle_unknowns()
+
+    async def watch_the_account() -> None:
+        if duty.is_ours():
+            seen = await watch.look()
+            metrics.upstream_credits.set(seen.credits.usd_number)
+            metrics.upstream_drift.set(seen.drift.usd_number)
+
+    async def watch_for_foreign_spend() -> None:
+        if duty.is_ours():
+            metrics.foreign_spend.set((await foreign.total()).usd_number)
+
+    async def forget() -> None:
+        await records.forget_before(clock() - settings.requests.retention_seconds)
+
+    interval_seconds = settings.reconcile.interval_seconds
+    return (
+        # Three tries before a lease is up.
+        Errand("renew", ledger.renew, settings.ledger.lease_seconds / 3),
+        Errand("write down counts", write_down_counts, 1.0),
+        Errand("resume", service.resume, 3.0),
+        Errand("reconcile", reconcile, interval_seconds),
+        Errand("watch the account", watch_the_account, interval_seconds),
+        Errand("watch for foreign spend", watch_for_foreign_spend, max(interval_seconds, 600.0)),
+        Errand("forget", forget, 3600.0),
+    )
+
+
 async def _reading(
     tenants: Tenants,
     ledger: SqliteLedger,
@@ -365,6 +419,7 @@ async def _reading(
         saved=saved,
         reserved=reserved,
         unknown=await ledger.unknown(),
+        paid_and_lost=await ledger.lost(),
         budgets=budgets,
         cache_entries=cache.statistics().entries,
         blob_bytes=blobs.statistics().bytes_stored,

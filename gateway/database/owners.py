@@ -49,3 +49,22 @@ class Owners:
         with suppress(FileNotFoundError):
             (self._directory / self.name).unlink()
         os.close(self._lock)
+
+
+class Duty:
+    """What one process of all that share a storage directory has to do, and no second one at the same time."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def is_ours(self) -> bool:
+        """Whether it is this process's: it is as soon as nobody else has it, and stays so until `close`."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Leave it to another."""
+        os.close(self._lock)

@@ -48,6 +48,9 @@ class Reading:
     unknown: Money = Money.ZERO
     """Held for purchases of which nobody can say whether they were made."""
 
+    paid_and_lost: Money = Money.ZERO
+    """Spent, and nothing came of it that can be used."""
+
     budgets: Iterable[BudgetReading] = ()
     cache_entries: int = 0
     blob_bytes: int = 0
@@ -105,6 +108,18 @@ class Metrics(Collector):
         self.upstream_credits = Gauge(
             "gateway_upstream_credits_usd",
             "The upstream account's own balance, when it was last asked for.",
+            multiprocess_mode="mostrecent",
+            registry=self.registry,
+        )
+        self.upstream_drift = Gauge(
+            "gateway_upstream_drift_usd",
+            "Money that left the upstream account without our books, since this gateway first looked.",
+            multiprocess_mode="mostrecent",
+            registry=self.registry,
+        )
+        self.foreign_spend = Gauge(
+            "gateway_upstream_foreign_spend_usd",
+            "What calls of others cost the upstream account within the last day, by its own history.",
             multiprocess_mode="mostrecent",
             registry=self.registry,
         )
@@ -171,6 +186,11 @@ class Metrics(Collector):
             "gateway_unknown_usd",
             "The part of it that is held because nobody can say whether something was bought.",
             value=reading.unknown.usd_number,
+        )
+        yield CounterMetricFamily(
+            "gateway_paid_and_lost_usd",
+            "The part of what was spent of which nothing came that could be used.",
+            value=reading.paid_and_lost.usd_number,
         )
         limits = GaugeMetricFamily(
             "gateway_budget_limit_usd", "The limit of a tenant's budget.", labels=("tenant", "window")
