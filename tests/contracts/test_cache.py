@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import fcntl
 import os
 import signal
 import sqlite3
@@ -21,6 +22,7 @@ import pytest
 
 from gateway.cache.contract import GenerationCache
 from gateway.cache.disk import DiskGenerationCache
+from gateway.database.nopickle import Index
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.generation import Blob, Generation
 from gateway.domain.identity import Digest, Fingerprint, PurchaseId, Ticket
@@ -418,7 +420,7 @@ async def test_what_another_process_forgets_or_puts_is_seen_within_a_second(open
     now = 1.0
 
     assert await two.get(_fingerprint(1)) is None
-    assert await two.get(_fingerprint(1)) is None
+    assert _fingerprint(1) not in two._remembered
     assert await two.get(_fingerprint(2)) == newer
     assert await two.get(_fingerprint(2)) == newer
     assert await two.get(_fingerprint(3)) == _generation(3)
@@ -519,6 +521,26 @@ async def test_workers_that_start_together_on_a_broken_database_set_it_aside_onc
     cache = opened()
     assert (tmp_path / "cache" / "cache.db.broken").read_bytes() == garbage
     assert all([await cache.get(_fingerprint(number)) is not None for number in range(6)])
+
+
+def test_a_database_is_opened_by_one_at_a_time(tmp_path: Path) -> None:
+    others_had_to_wait: list[bool] = []
+
+    class Watched(Index):
+        def _open_alone(self) -> None:
+            descriptor = os.open(tmp_path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                others_had_to_wait.append(True)
+            finally:
+                os.close(descriptor)
+            super()._open_alone()
+
+    Watched(tmp_path, max_bytes=_ROOMY).close()
+    Watched(tmp_path, max_bytes=_ROOMY).close()
+
+    assert others_had_to_wait == [True, True]
 
 
 async def test_a_disk_that_does_not_take_an_entry_is_unavailable_and_what_was_known_stays(

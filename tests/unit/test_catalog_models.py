@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from gateway.catalog.contract import Model
+from gateway.catalog.results import Promise
 from gateway.catalog.yaml_files import (
     CeilingFile,
     FactFile,
@@ -248,6 +249,18 @@ def test_at_few_frames_a_second_the_frames_that_are_snapped_away_are_seconds() -
 
     assert promised.seconds == 8
     assert promised.within.seconds == 8
+
+
+@pytest.mark.parametrize("nothing", [0, -1, "auto", True, None, [720]])
+def test_a_parameter_that_says_no_number_promises_nothing(nothing: Json) -> None:
+    promise = Promise(
+        width="width", height="height", seconds="seconds", frames="frames", fps="fps", audio="audio"
+    )
+    asked = dict.fromkeys(("width", "height", "seconds", "frames", "fps"), nothing)
+
+    assert promise.expectation(asked) == Expectation()
+    assert promise.expectation({}) == Expectation()
+    assert promise.expectation({**asked, "frames": 121}) == Expectation(frames=121)
 
 
 @pytest.mark.parametrize("name", ["ltx-2-fast", "ltx-2-pro"])

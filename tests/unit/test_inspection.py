@@ -213,6 +213,12 @@ def test_a_film_of_any_length_is_seen_to_its_end(problem: Problem, media_type: s
     )
 
 
+def test_a_film_may_begin_later_than_at_nothing(problem: Problem) -> None:
+    film = _video("webm", "libvpx-vp9", "yuv420p", frames=30, start=50)
+
+    assert problem(film, "video/webm", seconds=3) is None
+
+
 @pytest.mark.parametrize(
     ("which", "said"),
     [
@@ -323,6 +329,15 @@ def test_a_png_that_is_whole_outside_and_nonsense_within_is_broken(problem: Prob
     )
 
 
+def test_a_variant_that_this_build_has_not_learnt_is_let_be(problem: Problem) -> None:
+    header = struct.pack(">IIBBBBB", 64, 64, 8, 1, 0, 0, 0)  # a kind of colour that PNG does not know
+    content = (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"z" * 99) + _chunk(b"IEND", b"")
+    )
+
+    assert problem(content, "image/png", width=1024) is None
+
+
 def test_an_animated_webp_is_let_be(problem: Problem) -> None:
     film = _video("webp", "libwebp_anim", "yuv420p")
 
@@ -334,8 +349,11 @@ def test_a_play_list_is_not_followed(problem: Problem, tmp_path: Path, media: di
     (tmp_path / "precious.mp4").write_bytes(media["video/mp4"])
     play_list = f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/precious.mp4\n#EXT-X-ENDLIST\n".encode()
 
+    script = b"ffconcat version 1.0\nfile precious.mp4\n"
+
     for media_type in "video/mp4", "video/webm", "video/quicktime", "image/gif":
         assert problem(play_list, media_type), media_type
+        assert problem(script, media_type), media_type
 
 
 def test_what_is_expected_of_what_cannot_be_looked_at_is_let_be(
@@ -444,13 +462,19 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _video(
-    container: str, codec: str, pixels: str, *, frames: int = 5, options: dict[str, str] | None = None
+    container: str,
+    codec: str,
+    pixels: str,
+    *,
+    frames: int = 5,
+    start: int = 0,
+    options: dict[str, str] | None = None,
 ) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
-        for number in range(frames):
+        for number in range(start, start + frames):
             output.mux(stream.encode(_frame(number, pixels)))
         output.mux(stream.encode(None))
     return buffer.getvalue()
