@@ -84,6 +84,7 @@ class Found(enum.Enum):
     STORED = "it was there already"
     RECOVERED = "it was paid for before, and its bytes were fetched again"
     UNDER_WAY = "it was being made while the flight was in the air"
+    BOUGHT = "the flight itself has bought it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,10 @@ class Landed:
 
 class Abandoned(Exception):
     """The flight was for nobody, and has bought nothing."""
+
+
+class _SentIntoSilence(Exception):
+    """The request left, nobody can say whether it was taken, and the journal has it as unknown."""
 
 
 GenerationFlight = Flight[PurchaseId, Landed]
@@ -207,6 +212,12 @@ class Purchasing:
             except ClaimLost:
                 # Another process has taken the purchase over, while this one was slow: see what it makes of it.
                 continue
+            except _SentIntoSilence:
+                sent = await self._custody.newest(request.fingerprint)
+                if sent is not None:
+                    awaited = sent.id
+                    await self._await_resolution(sent, flight)
+                continue
             if landed is not None:
                 return landed
 
@@ -235,7 +246,11 @@ class Purchasing:
     ) -> Landed | None:
         """Bring an open purchase of the same request on by a step; None when it is worth another look."""
         if known.state is State.UNKNOWN:
-            await self._await_resolution(known, flight)
+            if self._on_unknown is OnUnknown.BUY_AGAIN:
+                reason = "bought again, as reconcile.on_unknown demands"
+                await self._resolution.resolve_lost(known.id, None, reason)
+            else:
+                await self._await_resolution(known, flight)
             return None
         claim = await self._custody.adopt(known.id)
         match claim:
@@ -248,7 +263,7 @@ class Purchasing:
                 return await self._buy(claim, known.tenant, known.request)
             case Bought():
                 flight.clear(None)
-                return await self._collect(claim, known.request)
+                return await self._collect(claim, known.request, Found.UNDER_WAY)
             case Sent():
                 # Its owner died between writing `sending` and writing the ticket down.
                 await self._ledger.mark_unknown(claim, "the gateway stopped while the request was being sent")
@@ -277,9 +292,9 @@ class Purchasing:
                     newest = await self._custody.newest(known.request.fingerprint)
         except TimeoutError:
             raise OutcomeUnknown(
-                "An identical request was sent, and whether the upstream took it is not known yet. It is not sent "
-                "again on a guess: the gateway goes on asking the upstream's history. Repeat the request later, or "
-                "have the operator look at `gateway purchases list --state unknown`."
+                "The request was sent, and whether the upstream took it is not known: it may have been bought. It is "
+                "not sent again on a guess; the gateway goes on asking the upstream's history. Repeat the request "
+                "later, or have the operator look at `gateway purchases list --state unknown`."
             ) from None
 
     async def _recover(self, ended: Purchase, *, was_awaited: bool) -> Landed | None:
@@ -315,7 +330,7 @@ class Purchasing:
             self._at_step(Step.SENDING)
             bought = await self._submit(sent, request)
             self._at_step(Step.RUNNING)
-            return await self._collect(bought, request)
+            return await self._collect(bought, request, Found.BOUGHT)
 
     async def _submit(self, sent: Sent, request: GenerationRequest) -> Bought:
         started_at = asyncio.get_running_loop().time()
@@ -330,12 +345,9 @@ class Purchasing:
             # Whatever it was, the request may have arrived: nothing is bought again on a guess.
             self._observe(request.model, "unknown", started_at)
             reason = str(error) if isinstance(error, OutcomeUnknown) else f"unexpected {type(error).__name__}"
+            self._log.warning("sent into silence", purchase=sent.purchase, reason=reason)
             await persist(lambda: self._ledger.mark_unknown(sent, reason))
-            if isinstance(error, OutcomeUnknown):
-                raise
-            raise OutcomeUnknown(
-                "The request was sent, and something broke before the answer came."
-            ) from error
+            raise _SentIntoSilence from error
         self._at_step(Step.SUBMITTED)
         try:
             return await persist(lambda: self._ledger.record_ticket(sent, ticket))
@@ -344,7 +356,7 @@ class Purchasing:
             await persist(lambda: self._resolution.resolve_bought(sent.purchase, ticket))
             raise
 
-    async def _collect(self, bought: Bought, request: GenerationRequest) -> Landed:
+    async def _collect(self, bought: Bought, request: GenerationRequest, found: Found) -> Landed:
         started_at = asyncio.get_running_loop().time()
         try:
             generation = await self._deliver(bought, request)
@@ -373,7 +385,7 @@ class Purchasing:
             )
         await self._remember(generation)
         self._at_step(Step.REMEMBERED)
-        return Landed(generation, Found.UNDER_WAY, upstream_seconds)
+        return Landed(generation, found, upstream_seconds)
 
     async def _deliver(self, bought: Bought, request: GenerationRequest) -> Generation:
         """Wait for the result, check it, store it, settle it; a broken one is fetched again before it is given up."""

@@ -307,7 +307,9 @@ class GenerationService:
 def _share(record: RequestRecord, landed: Landed) -> tuple[Completed, Money]:
     """What a request is charged, and what it saved: whoever made the purchase pays for it, alone."""
     generation = landed.generation
-    if generation.purchase == record.purchase:
+    # Whoever made the flight take off pays for what the flight bought, even if it had to be bought a second time.
+    is_payer = record.purchase is not None and landed.found is Found.BOUGHT
+    if is_payer or generation.purchase == record.purchase:
         status = CacheStatus.BYPASS if record.request.fresh else CacheStatus.MISS
         return Completed(generation, generation.cost, status), Money.ZERO
     match landed.found:
@@ -316,6 +318,6 @@ def _share(record: RequestRecord, landed: Landed) -> tuple[Completed, Money]:
         case Found.RECOVERED:
             # A miss that costs nothing, since it was paid for before.
             status = CacheStatus.MISS
-        case Found.UNDER_WAY:
+        case Found.UNDER_WAY | Found.BOUGHT:
             status = CacheStatus.COLLAPSED
     return Completed(generation, Money.ZERO, status), generation.cost

@@ -120,6 +120,8 @@ class House:
             "upstream.kind": "sandbox",
             "sandbox.time_scale": time_scale,
             "shutdown.grace_seconds": 0,
+            "reconcile.interval_seconds": 0.05,
+            "reconcile.wait_seconds": 5,
             **(settings or {}),
         }
         self.key = ""
