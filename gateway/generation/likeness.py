@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 
 import rfc8785
 
@@ -28,16 +29,10 @@ def likeness_of(call: PastCall, request: GenerationRequest) -> Likeness:
     recorded = call.inputs
     if recorded is None:
         return Likeness.PERHAPS if same_model or not call.model else Likeness.OTHER
-    missing = [name for name in request.parameters if name not in recorded]
-    differing = [
-        name
-        for name, sent in request.parameters.items()
-        if name in recorded and not _equal(sent, recorded[name])
-    ]
-    # The upstream does not keep the media that it was sent: what stands in their place says nothing.
-    if not all(_is_media(request.parameters[name]) for name in differing):
+    sent = request.parameters
+    if any(_contradicts(recorded[name], value) for name, value in sent.items() if name in recorded):
         return Likeness.OTHER
-    complete = not missing and not differing
+    complete = all(name in recorded and _equal(recorded[name], value) for name, value in sent.items())
     if same_model:
         return Likeness.SAME if complete else Likeness.PERHAPS
     # How the history spells models is not documented: by another name it is no proof, and no proof against.
@@ -56,6 +51,18 @@ def _equal(one: Json, other: Json) -> bool:
     except ValueError:
         # Numbers that no canonical JSON has were never sent.
         return False
+
+
+def _contradicts(recorded: Json, sent: Json) -> bool:
+    """Whether `recorded` cannot stand for `sent`: more than another type, nothing at all, or something for media."""
+    if _equal(recorded, sent) or recorded is None:
+        return False
+    # The upstream does not keep the media that it was sent: what is in their place says nothing.
+    return not _is_media(sent) and _spelled(recorded) != _spelled(sent)
+
+
+def _spelled(value: Json) -> str:
+    return (value if isinstance(value, str) else json.dumps(value)).strip().casefold()
 
 
 def _letters(model: str) -> str:

@@ -182,9 +182,10 @@ async def test_a_call_of_its_time_with_everything_that_was_sent_is_the_one(
         call(at=NOON - 121),
         call(at=NOON + 3 * HOUR + 121),
         call(inputs={**CAT, "prompt": "a dog"}),
-        call(inputs={**CAT, "fps": "24"}),
-        call(inputs={**CAT, "fps": True}),
-        call(inputs={**CAT, "seed": None}),
+        call(inputs={**CAT, "fps": "25"}),
+        call(inputs={**CAT, "seed": True}),
+        call(inputs={**CAT, "fps": [24]}),
+        call(inputs={**CAT, "fps": 1e400}),
         call(inputs={"prompt": "a dog"}),
         call(model="seedream-4.5", inputs=None),
         call(model="seedream-4.5", inputs={"prompt": "a confidential cat"}),
@@ -206,6 +207,9 @@ async def test_a_call_that_cannot_be_the_one_is_as_good_as_none(desk: Desk, othe
         call(inputs=None, model=""),
         call(inputs={}),
         call(inputs={"prompt": "a confidential cat"}),
+        call(inputs={**CAT, "fps": "24"}),
+        call(inputs={**CAT, "seed": None}),
+        call(inputs={**CAT, "prompt": " A confidential cat\n"}),
         call(model="ltx-video"),
         call(model=""),
     ],
@@ -219,6 +223,18 @@ async def test_a_call_that_says_too_little_to_tell_keeps_the_money_held_for_good
 
     assert await desk.verdict() is Verdict.OPEN
     assert await desk.state(lost) is State.UNKNOWN
+
+
+async def test_a_switch_is_no_number(desk: Desk) -> None:
+    sent: dict[str, Json] = {**CAT, "loop": True, "options": {"hd": False}}
+    await desk.lose(parameters=sent)
+    desk.history.calls = [
+        call("one", inputs={**sent, "loop": 1}),
+        call("nought", inputs={**sent, "options": {"hd": 0}}),
+    ]
+    desk.clock.now += 2 * HOUR
+
+    assert await desk.verdict() is Verdict.NOT_BOUGHT
 
 
 @pytest.mark.parametrize("kept", [None, "https://elsewhere.example/1.png", "[image]"])
