@@ -473,7 +473,7 @@ async def test_two_processes_on_one_directory_never_answer_wrongly_and_keep_to_t
     opened: Opened, tmp_path: Path
 ) -> None:
     probe = opened()
-    await probe.put(_generation(1))
+    await probe.put(_generation(99))
     limit = 5 * probe.statistics().bytes_stored
     probe.close()
 
