@@ -111,7 +111,7 @@ def resolve(
     id
         The purchase, as `gateway purchases list --state unknown` shows it.
     reason
-        How it is known; it is kept with the purchase.
+        How it is known; kept with a purchase that is released or lost.
     ticket
         It was bought, and this is the upstream's id for it: the gateway collects it.
     not_bought
