@@ -15,6 +15,7 @@ from gateway.domain.errors import (
     ResultBroken,
     ShuttingDown,
     StillRunning,
+    Unavailable,
 )
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, RequestId
@@ -287,7 +288,7 @@ class GenerationService:
     async def _conclude(self, record: RequestRecord, flight: GenerationFlight) -> Conclusion:
         boarded_at = asyncio.get_running_loop().time()
         try:
-            landed = await flight.landing()
+            record, landed = await self._landing(record, flight)
         except (NotBought, RequestRefused, ResultBroken) as error:
             failure = Failed(error.code, str(error), error.details)
             await persist(lambda: self._records.conclude(record.id, failure))
@@ -302,6 +303,26 @@ class GenerationService:
             else asyncio.get_running_loop().time() - boarded_at
         )
         return Conclusion(outcome, waited)
+
+    async def _landing(self, record: RequestRecord, flight: GenerationFlight) -> tuple[RequestRecord, Landed]:
+        """What the flight brings home, and the record, with its purchase if one was made for it on the way.
+
+        A flight that waits for what another process left is cleared before it is known whether that was bought. If
+        it was not, whoever took off may be unwilling or unable to pay for it; then each passenger may still be.
+        """
+        while True:
+            try:
+                return record, await flight.landing()
+            except Abandoned:
+                pass
+            except BudgetExceeded as refusal:
+                if refusal.tenant == record.tenant:
+                    raise
+            caller = self._identify(record.tenant, record.key_id)
+            if caller is None:
+                raise Unavailable("Nobody is left to pay for this request; nothing was bought.")
+            flight, purchase = await self._board(caller, record.request)
+            record = replace(record, purchase=record.purchase or purchase)
 
 
 def _share(record: RequestRecord, landed: Landed) -> tuple[Completed, Money]:
