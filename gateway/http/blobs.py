@@ -109,9 +109,14 @@ class OpenedBlob:
 
     async def _send(self, request: web.Request, start: int, count: int) -> None:
         transport = request.transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             raise ConnectionResetError("the caller has hung up")
-        sent = await asyncio.get_running_loop().sendfile(transport, self.handle, start, count)
+        try:
+            sent = await asyncio.get_running_loop().sendfile(transport, self.handle, start, count)
+        except OSError:
+            # The socket has told us, and not yet its transport; a disk that fails in the middle ends here, too.
+            transport.abort()
+            raise
         if sent != count:
             # The length was promised: a body that is short must not look like a whole one.
             transport.abort()

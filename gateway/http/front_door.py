@@ -92,9 +92,10 @@ class FrontDoor:
             translated = _translated(error, request)
             visit.code = translated.code
             response = error_response(translated, visit.request)
-        except (ConnectionResetError, asyncio.CancelledError):
-            raise
-        except Exception:  # noqa: BLE001 -- whatever it is, the caller gets an answer and the log the reason
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the caller gets an answer and the log the reason
+            if isinstance(error, ConnectionError) and _has_hung_up(request):
+                # Nobody is there to read it, and nothing is wrong with us.
+                return web.Response(status=_HUNG_UP)
             self._log.exception("unforeseen", request_id=visit.request, path=request.path)
             visit.code = "internal_error"
             unforeseen = GatewayError(
@@ -190,6 +191,10 @@ def _translated(error: HTTPException, request: web.Request) -> GatewayError:
             )
         case _:
             return GatewayError(error.reason)
+
+
+def _has_hung_up(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def _outcome_of(status: int) -> str:

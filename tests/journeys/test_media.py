@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from gateway.domain.generation import Blob
+from gateway.domain.identity import Digest
+from gateway.http.links import Links
 from tests.journeys.running import PRICE_MICROS, Answer, House, video
 
 DAY_SECONDS = 24 * 3600
@@ -230,3 +236,42 @@ async def test_what_does_not_fit_is_evicted_counted_and_bought_or_fetched_again(
     again = await house.make()
     assert (again.status, again.headers["x-cost"]) == (200, "0")
     assert len((await house.bill()).jobs) == 2
+
+
+def _large_blob(house: House) -> str:
+    """A link to more than fits between two sockets. The store finds the file at its next start."""
+    content = bytes(32 << 20)
+    digest = hashlib.sha256(content).hexdigest()
+    folder = house.directory / "var" / "blobs" / "sha256" / digest[:2]
+    folder.mkdir(parents=True)
+    (folder / digest).write_bytes(content)
+    secret = (house.directory / "var" / "links.key").read_bytes()
+    links = Links(secret, lifetime_seconds=3600, clock=house.clock)
+    return links.path(Blob(Digest(digest), len(content), "video/mp4"), since=house.clock())
+
+
+async def test_callers_who_hang_up_while_media_are_sent_disturb_nobody(house: House) -> None:
+    path = _large_blob(house)
+    await house.restart()
+    address = urlsplit(house.url)
+    for number in range(12):
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await reader.readexactly(1000)
+        if number % 2:
+            # No farewell: the connection is reset.
+            reset = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        writer.transport.abort()
+
+    async with asyncio.timeout(30):
+        while len(_lines_for_media(house)) < 12:
+            await asyncio.sleep(0.01)
+    assert {line["status"] for line in _lines_for_media(house)} == {499}
+    assert [line["event"] for line in house.log_lines if line["level"] in {"warning", "error"}] == []
+    whole = await house.get(path, key="")
+    assert (whole.status, len(whole.body)) == (200, 32 << 20)
+
+
+def _lines_for_media(house: House) -> list[Any]:
+    return [line for line in house.log_lines if line.get("route") == "/blobs/{name}"]
