@@ -21,7 +21,9 @@ from gateway.catalog.yaml_files import load_catalog
 from gateway.database.owners import Duty, Owners
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
-from gateway.domain.errors import GatewayError
+from gateway.domain.errors import GatewayError, ModelUnknown
+from gateway.domain.expectation import Expectation
+from gateway.domain.generation import GenerationRequest
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
 from gateway.generation.drift import BalanceWatch, ForeignSpend
@@ -134,6 +136,7 @@ async def running_gateway(
                 cache=cache,
                 blobs=blobs,
                 inspect=inspect,
+                expectation_of=lambda request: _expectation(catalog, request),
                 ledger=ledger,
                 custody=ledger,
                 resolution=ledger,
@@ -185,6 +188,7 @@ async def running_gateway(
                 corrupt={
                     "blob": stored.corrupted,
                     "missing": stored.missing,
+                    "broken": stored.broken,
                     "entry": remembered.unreadable,
                 },
             )
@@ -426,6 +430,14 @@ async def _reading(
         in_flight=sum(count for state, count in open_purchases.items() if state is not State.UNKNOWN),
         waiting=open_purchases.get(State.QUEUED, 0),
     )
+
+
+def _expectation(catalog: Catalog, request: GenerationRequest) -> Expectation | None:
+    try:
+        return catalog.find(request.model).expectation(request.parameters)
+    except ModelUnknown:
+        # It was bought while the model was in the catalogue.
+        return None
 
 
 def _identified(tenants: Tenants, tenant: str, key_id: str) -> Caller | None:

@@ -8,7 +8,8 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from gateway.blobs.contract import BlobStore, Inspection
 from gateway.cache.contract import GenerationCache
@@ -24,6 +25,7 @@ from gateway.domain.errors import (
     ResultUnavailable,
     StorageUnavailable,
 )
+from gateway.domain.expectation import Expectation
 from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId
 from gateway.domain.money import Money
@@ -43,7 +45,7 @@ from gateway.ledger.contract import (
 )
 from gateway.telemetry.logs import log_for
 from gateway.telemetry.metrics import Metrics
-from gateway.upstream.contract import Progress, Upstream
+from gateway.upstream.contract import Delivery, Progress, Upstream
 
 T = TypeVar("T")
 
@@ -97,6 +99,12 @@ class Landed:
     """How much of the flight was spent waiting for the upstream."""
 
 
+class Inspect(Protocol):
+    """Reads a staged file of a media type, in a thread; raises ResultBroken if it is not what it should be."""
+
+    def __call__(self, path: Path, media_type: str, expectation: Expectation | None = None) -> None: ...
+
+
 class Abandoned(Exception):
     """The flight was for nobody, and has bought nothing."""
 
@@ -118,7 +126,8 @@ class Purchasing:
         *,
         cache: GenerationCache,
         blobs: BlobStore,
-        inspect: Inspection,
+        inspect: Inspect,
+        expectation_of: Callable[[GenerationRequest], Expectation | None],
         ledger: Ledger,
         custody: Custody,
         resolution: Resolution,
@@ -131,7 +140,9 @@ class Purchasing:
         unknown_wait_seconds: float,
         at_step: Callable[[Step], None] = pass_by,
     ) -> None:
-        """`recollect_seconds`: for how long after it landed the upstream may be asked again for a lost result.
+        """`expectation_of`: what is promised of the result of a request; None where nothing is known.
+
+        `recollect_seconds`: for how long after it landed the upstream may be asked again for a lost result.
 
         `unknown_wait_seconds`: how long a request waits for an identical one's unknown outcome to be resolved.
         `at_step` is called at each step of a purchase; a test crashes the process there.
@@ -139,6 +150,7 @@ class Purchasing:
         self._cache = cache
         self._blobs = blobs
         self._inspect = inspect
+        self._expectation_of = expectation_of
         self._ledger = ledger
         self._custody = custody
         self._resolution = resolution
@@ -309,7 +321,7 @@ class Purchasing:
             return None
         try:
             async with asyncio.timeout(_RECOVERY_SECONDS):
-                blobs = await self._fetch(generation)
+                blobs = await self._fetch(generation, ended.request)
         except (GatewayError, TimeoutError) as error:
             self._log.warning("lost result not recovered", purchase=ended.id, error=str(error))
             return None
@@ -318,11 +330,11 @@ class Purchasing:
         self._log.info("lost result recovered", purchase=ended.id)
         return Landed(again, Found.RECOVERED)
 
-    async def _fetch(self, generation: Generation) -> tuple[Blob, ...]:
+    async def _fetch(self, generation: Generation, request: GenerationRequest) -> tuple[Blob, ...]:
         async with self._upstream.collect(
             generation.ticket, generation.model, lambda _progress: None
         ) as delivery:
-            return tuple([await self._blobs.put(made, self._inspect) async for made in delivery.artifacts])
+            return await self._stored(delivery, request)
 
     async def _buy(self, held: Held, tenant: str, request: GenerationRequest) -> Landed:
         async with self._slots.slot(tenant):
@@ -389,7 +401,6 @@ class Purchasing:
 
     async def _deliver(self, bought: Bought, request: GenerationRequest) -> Generation:
         """Wait for the result, check it, store it, settle it; a broken one is fetched again before it is given up."""
-        inspect = self._inspection_of(request)
 
         def progressed(progress: Progress) -> None:
             self._progress[request.fingerprint] = progress
@@ -399,7 +410,7 @@ class Purchasing:
             try:
                 async with self._upstream.collect(bought.ticket, request.model, progressed) as delivery:
                     cost = delivery.cost
-                    blobs = [await self._blobs.put(made, inspect) async for made in delivery.artifacts]
+                    blobs = await self._stored(delivery, request)
                     self._at_step(Step.STORED)
                     settle = partial(
                         self._ledger.settle,
@@ -420,8 +431,14 @@ class Purchasing:
                 await asyncio.sleep(pause_seconds)
         raise AssertionError("the last round returns or raises")
 
-    def _inspection_of(self, _: GenerationRequest) -> Inspection:
-        return self._inspect
+    async def _stored(self, delivery: Delivery, request: GenerationRequest) -> tuple[Blob, ...]:
+        """Everything that was delivered, checked and at rest. What is promised is promised of the principal one."""
+        inspect: Inspection = partial(self._inspect, expectation=self._expectation_of(request))
+        blobs = []
+        async for made in delivery.artifacts:
+            blobs.append(await self._blobs.put(made, inspect))
+            inspect = self._inspect
+        return tuple(blobs)
 
     async def _remember(self, generation: Generation) -> None:
         try:

@@ -169,7 +169,10 @@ class Resolution(Protocol):
         """Those of `tickets` that some purchase has: what they stand for is accounted for."""
 
     async def resolve_bought(self, purchase: PurchaseId, ticket: Ticket) -> bool:
-        """It was bought, and this is its ticket: it can be collected, by whoever adopts it."""
+        """It was bought, and this is its ticket: it can be collected, by whoever adopts it.
+
+        A ticket that another purchase has is nobody else's: then nothing is done.
+        """
 
     async def resolve_not_bought(self, purchase: PurchaseId, reason: str) -> bool:
         """It was not, or is not billed: the money goes back."""

@@ -362,7 +362,7 @@ class SqliteLedger:
     # --- Resolution
 
     async def unknown_purchases(self) -> Sequence[Purchase]:
-        return await self.purchases(states=(State.UNKNOWN,), limit=_ALL)
+        return (await self.purchases(states=(State.UNKNOWN,), limit=_ALL))[::-1]
 
     async def known_tickets(self, tickets: Collection[Ticket]) -> AbstractSet[Ticket]:
         asked = list(tickets)
@@ -372,11 +372,12 @@ class SqliteLedger:
         )
 
     async def resolve_bought(self, purchase: PurchaseId, ticket: Ticket) -> bool:
-        # Whoever adopts it collects it: the lease has run out by now, or is ended here.
+        # Whoever adopts it collects it: the lease has run out by now, or is ended here. A ticket is one purchase's.
         return await self._resolve(
             purchase,
             "state = 'running', ticket = ?, bought_at = COALESCE(bought_at, ?), lease_until = 0, fence = fence + 1",
             (ticket, self._clock()),
+            unless=("EXISTS (SELECT 1 FROM purchases WHERE ticket = ? AND id != ?)", (ticket, purchase)),
         )
 
     async def resolve_not_bought(self, purchase: PurchaseId, reason: str) -> bool:
@@ -393,11 +394,20 @@ class SqliteLedger:
         )
 
     async def _resolve(
-        self, purchase: PurchaseId, changes: str, values: Sequence[object], *, spends: bool = False
+        self,
+        purchase: PurchaseId,
+        changes: str,
+        values: Sequence[object],
+        *,
+        spends: bool = False,
+        unless: tuple[str, Sequence[object]] = ("FALSE", ()),
     ) -> bool:
+        obstacle, its_values = unless
+
         def work(connection: sqlite3.Connection) -> bool:
             changed = connection.execute(
-                f"UPDATE purchases SET {changes} WHERE id = ? AND state = 'unknown'", (*values, purchase)
+                f"UPDATE purchases SET {changes} WHERE id = ? AND state = 'unknown' AND NOT {obstacle}",
+                (*values, purchase, *its_values),
             )
             if changed.rowcount and spends:
                 _spend(connection, purchase)

@@ -470,6 +470,21 @@ async def test_an_unknown_purchase_that_was_found_is_adopted_by_any_living_proce
     assert isinstance(await two.adopt(claim.purchase), Bought)
 
 
+async def test_one_ticket_is_not_given_to_two_purchases(ledger: SqliteLedger) -> None:
+    first, second = await unknown(ledger, "a"), await unknown(ledger, "b")
+
+    assert await ledger.resolve_bought(first.purchase, Ticket("found"))
+    assert not await ledger.resolve_bought(second.purchase, Ticket("found"))
+    assert [purchase.id for purchase in await ledger.unknown_purchases()] == [second.purchase]
+
+
+async def test_unknown_purchases_are_listed_oldest_first(ledger: SqliteLedger) -> None:
+    first, second = await unknown(ledger, "a"), await unknown(ledger, "b")
+
+    listed = [purchase.id for purchase in await ledger.unknown_purchases()]
+    assert listed == [first.purchase, second.purchase]
+
+
 async def test_an_unknown_purchase_that_was_not_made_gives_its_money_back(ledger: SqliteLedger) -> None:
     claim = await unknown(ledger)
 

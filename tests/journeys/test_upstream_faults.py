@@ -301,3 +301,28 @@ async def test_many_purchases_under_every_kind_of_passing_fault_add_up(house: Ho
     assert (usage["spent_micros"], usage["reserved_micros"]) == (bill.micros, 0)
     seeds = [job["seed"] for job in bill.jobs if job["state"] == "COMPLETED"]
     assert len(seeds) == len(set(seeds))
+
+
+async def test_a_video_of_the_wrong_size_is_paid_and_lost_and_neither_kept_nor_served(house: House) -> None:
+    await house.faults({"wrong_size": {"count": 1}})
+
+    refused = (await house.make()).refused(502, "result_broken")
+
+    assert "128" in refused["error"]
+    usage, metrics = await house.usage(), await house.metrics()
+    assert (usage["spent_micros"], usage["reserved_micros"]) == (PRICE_MICROS, 0)
+    assert metrics.value("gateway_paid_and_lost_usd_total") == 0.004
+    assert metrics.value("gateway_cache_entries") == 0
+    # Asked again, it is bought again: what was lost is known to be lost.
+    assert (await house.make()).cache == "fwd=miss; stored"
+    assert len((await house.bill()).jobs) == 2
+
+
+async def test_a_delivery_that_breaks_on_its_way_is_fetched_again_and_paid_once(house: House) -> None:
+    await house.faults({"download_corrupted": {"count": 1, "at": 0}})
+
+    answer = await house.make()
+
+    assert (answer.status, answer.cache) == (200, "fwd=miss; stored")
+    assert len((await house.bill()).jobs) == 1
+    assert (await house.metrics()).value("gateway_paid_and_lost_usd_total") == 0
