@@ -6,7 +6,7 @@ TESTS ?= -n auto
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
-AGAIN := $(MAKE) --no-print-directory
+AGAIN := $(MAKE) --no-print-directory --silent
 
 # Whether .venv can be used: of a Python that is new enough, made in this very place, and with a pip.
 SOUND := import os, pip, sys; sys.exit(sys.version_info < (3, 11) or os.path.realpath(sys.prefix) != os.path.realpath(".venv"))
@@ -48,12 +48,14 @@ environment:
 		{ rm -rf .venv; echo "No virtual environment could be made; on Debian, install python3-venv."; exit 1; }
 
 .venv/installed: requirements.lock pyproject.toml
+	@echo "Installing what requirements.lock pins into .venv ..."
 	@touch .venv/unfinished
 	$(PIP) --require-hashes --only-binary :all: -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@rm .venv/unfinished && touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
+	@echo "Installing what requirements-dev.lock pins into .venv ..."
 	@touch .venv/unfinished
 	$(PIP) --require-hashes --only-binary :all: -r requirements-dev.lock
 	@rm .venv/unfinished && touch $@
