@@ -161,14 +161,13 @@ class GenerationService:
         record = await self._records.find(identity, caller.tenant.name)
         if record is None:
             raise RequestUnknown(f"Request {identity} not found")
-        if record.outcome is None and identity not in self._followers:
-            return await self._as_the_journal_has_it(record)
-        return record
+        return record if record.outcome else await self._as_the_journal_has_it(record)
 
     async def _as_the_journal_has_it(self, record: RequestRecord) -> RequestRecord:
-        # Another process follows this record, and may not have got round to writing its outcome down.
+        # Whoever follows this record may not have got round to writing its outcome down. All processes look here, the
+        # follower's own, too: what one has called completed, no other may call pending.
         newest = await self._custody.newest(record.request.fingerprint)
-        if newest is None or newest.generation is None:
+        if newest is None or newest.generation is None or (newest.ended_at or 0.0) < record.submitted_at:
             return record
         outcome, _ = _share(record, Landed(newest.generation, Found.UNDER_WAY))
         return replace(record, outcome=outcome, concluded_at=newest.ended_at)
