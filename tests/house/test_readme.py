@@ -89,6 +89,8 @@ def test_every_marked_command_of_the_readme_runs(gateway: ServedGateway, command
     assert ran.stdout.strip()
     assert '"code"' not in ran.stdout, ran.stdout
     assert "FAILED" not in ran.stdout, ran.stdout
+    if "/v2/" in commands:
+        assert '"status":"COMPLETED"' in ran.stdout, ran.stdout
 
 
 def test_every_command_that_can_be_run_is_marked() -> None:
