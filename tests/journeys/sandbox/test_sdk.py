@@ -47,7 +47,7 @@ async def test_it_understands_a_refusal(client: SegmindClient) -> None:
         await asyncio.to_thread(lambda: client.run_sync("nosuch-model", prompt="x"))
 
 
-async def test_it_chats(client: SegmindClient) -> None:
+async def test_it_chats_with_a_text_model(client: SegmindClient) -> None:
     messages = [{"role": "user", "content": "Who are you?"}]
     answer = await asyncio.to_thread(lambda: client.chat_sync("deepseek-chat", messages=messages))
 
