@@ -6,7 +6,7 @@ import asyncio
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from prometheus_client import multiprocess
@@ -90,10 +90,16 @@ class _Supervisor:
         within_seconds = self._grace_seconds + _MARGIN_SECONDS
         await asyncio.gather(*(worker.stop(within_seconds) for worker in self._workers.values()))
 
-    async def _start(self, place: int) -> Child:
-        worker = await children.start(self._arguments, environment=self._environment)
-        self._workers[place] = worker
-        return worker
+    async def _start(self, place: int) -> None:
+        starting = asyncio.create_task(children.start(self._arguments, environment=self._environment))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # All are to stop, and this one is neither here nor there: it is let in, to be shown out with the others.
+            with suppress(CannotStart):
+                self._workers[place] = await starting
+            raise
+        self._workers[place] = starting.result()
 
     async def _keep(self, place: int) -> None:
         """Replace the worker at `place` whenever it dies; ever more slowly if it dies again and again."""
