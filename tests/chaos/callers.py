@@ -17,6 +17,7 @@ from tests.chaos.processes import World
 from tests.journeys.running import MODEL, video
 
 WORTH_ANOTHER_TRY = {
+    "upstream_unusable",
     "generation_failed",
     "outcome_unknown",
     "paid_and_lost",
@@ -142,6 +143,8 @@ class Caller:
         answer = await self._ask("GET", f"/v2/requests/{identity}")
         if answer is None or not self._accepted(answer):
             return None
+        if answer[2]["status"] != "COMPLETED":
+            raise Strange(f"{identity} was COMPLETED and is {answer[2]['status']}")
         # A link has the port of the process that gave it; another may answer by now.
         link = URL(answer[2]["video"]["url"])
         media = await self._ask("GET", link.path_qs, key="")

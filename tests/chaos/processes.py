@@ -35,7 +35,7 @@ SETTINGS: Mapping[str, Any] = {
     "upstream.answer_timeout_seconds": 5,
     "ledger.lease_seconds": 1.5,
     "reconcile.interval_seconds": 0.3,
-    "reconcile.history_lag_seconds": 12,
+    "reconcile.history_lag_seconds": 6,
     "reconcile.wait_seconds": 2,
     "shutdown.grace_seconds": 1,
     "log.level": "info",
