@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 import orjson
 import structlog
@@ -17,7 +18,7 @@ Log = FilteringBoundLogger
 
 def configure(level: str, *, stream: TextIO | None = None) -> None:
     """Send our own events and the standard library's to `stream` (standard error by default) as JSON."""
-    target = stream or sys.stderr
+    target = cast("TextIO", _Unfailing(stream or sys.stderr))
     shared = (
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -51,6 +52,22 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _Unfailing:
+    """A stream that loses what cannot be written: a full disk under the log must not fail a request."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def log_for(room: str) -> Log:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import aiohttp
 import pytest
 
 from tests.chaos.processes import World, world
-from tests.journeys.running import MODEL, video
+from tests.journeys.running import MODEL, Metrics, video
 
 SMALLEST_FILE_BYTES = 1
 
@@ -49,9 +50,20 @@ async def _until_sold(there: World, session: aiohttp.ClientSession) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _until_logged(there: World, event: str) -> None:
+def _free_port() -> int:
+    with closing(socket.socket()) as asked:
+        asked.bind(("127.0.0.1", 0))
+        return int(asked.getsockname()[1])
+
+
+async def _until_answered(session: aiohttp.ClientSession, operations_port: int) -> None:
+    """Until the upstream has answered the submit: from then on the gateway has the ticket."""
     async with asyncio.timeout(20):
-        while event not in await asyncio.to_thread(there.log.read_text):
+        while True:
+            async with session.get(f"http://127.0.0.1:{operations_port}/metrics") as answer:
+                shown = Metrics(await answer.text())
+            if shown.has("gateway_upstream_requests_total", operation="submit", status="200"):
+                return
             await asyncio.sleep(0.01)
 
 
@@ -78,7 +90,9 @@ async def test_with_a_full_disk_a_request_is_refused_in_words_and_nothing_is_bou
 
 
 async def test_a_ticket_that_cannot_be_written_down_is_kept_until_it_can_be(tmp_path: Path) -> None:
-    async with world(tmp_path) as there, aiohttp.ClientSession() as session:
+    port = _free_port()
+    settings = {"operations.port": port}
+    async with world(tmp_path, settings=settings) as there, aiohttp.ClientSession() as session:
         gateway = await there.start()
         await there.faults(session, {"submit_slow": {"count": 1, "seconds": 1}})
         asked = asyncio.create_task(_post(session, gateway.url, there.key))
@@ -86,7 +100,8 @@ async def test_a_ticket_that_cannot_be_written_down_is_kept_until_it_can_be(tmp_
 
         # It is bought, its answer is on the way, and there is nowhere to write the ticket down.
         with full_disk(*gateway.workers):
-            await _until_logged(there, "the ledger cannot be written; trying again")
+            await _until_answered(session, port)
+            assert not asked.done()
         status, _, _ = await asked
 
         assert status == 200
