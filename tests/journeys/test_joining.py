@@ -27,6 +27,7 @@ async def test_twenty_identical_requests_at_once_buy_one_video(house: House) -> 
     assert len((await house.bill()).jobs) == 1
     usage = await house.usage()
     assert (usage["spent_micros"], usage["saved_by_joining_micros"]) == (PRICE_MICROS, 19 * PRICE_MICROS)
+    assert usage["saved_micros"] == 19 * PRICE_MICROS
     assert (usage["misses"], usage["collapsed"], usage["hits"]) == (1, 19, 0)
     assert usage["reserved_micros"] == 0
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
@@ -49,11 +51,11 @@ async def _make(
         return answer.status, answer.headers.get("Cache-Status", ""), await answer.read()
 
 
-async def _in_flight(session: aiohttp.ClientSession, gateway: Serving) -> None:
+async def _in_flight(session: aiohttp.ClientSession, gateway: Serving, *, generations: int = 1) -> None:
     async with asyncio.timeout(30):
         while True:
             async with session.get(f"{gateway.operations_url}/metrics") as answer:
-                if Metrics(await answer.text()).value("gateway_in_flight_generations"):
+                if Metrics(await answer.text()).value("gateway_in_flight_generations") == generations:
                     return
             await asyncio.sleep(0.02)
 
@@ -89,20 +91,26 @@ async def test_the_line_that_it_prints_works_when_pasted_and_the_second_time_is_
 async def test_what_is_under_way_at_a_sigterm_lands_and_then_everything_ends(
     tmp_path: Path, session: aiohttp.ClientSession
 ) -> None:
-    # Twenty of the real model's seconds take one here.
+    # One of these takes half a second, the other two.
     settings = _settings(tmp_path, sandbox__time_scale=1)
     async with serving("--config", CONFIG, *settings, log=tmp_path / "log", program=MODULE) as gateway:
+        async with session.post(
+            f"{gateway.url}/v2/{MODEL}", json=video(num_frames=33), headers={"x-api-key": gateway.key}
+        ) as submitted:
+            assert submitted.status == 200
         waiting = asyncio.create_task(_make(session, gateway))
-        await _in_flight(session, gateway)
+        await _in_flight(session, gateway, generations=2)
         children = gateway.children
         gateway.terminate()
         status, cache, body = await waiting
         code = await gateway.ended()
         await _gone(children)
+    with closing(sqlite3.connect(tmp_path / "var" / "ledger.sqlite3")) as books:
+        (unfinished,) = books.execute("SELECT COUNT(*) FROM requests WHERE outcome IS NULL").fetchone()
 
     assert (status, cache.partition("; key")[0]) == (200, "gateway; fwd=miss; stored")
     assert b"ftyp" in body[:16]
-    assert code == 0
+    assert (code, unfinished) == (0, 0)
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert '"level":"error"' not in log
