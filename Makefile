@@ -11,13 +11,17 @@ AGAIN := $(MAKE) --no-print-directory --silent
 # Whether .venv can be used: of a Python that is new enough, made in this very place, and with a pip.
 SOUND := import os, pip, sys; sys.exit(sys.version_info < (3, 11) or os.path.realpath(sys.prefix) != os.path.realpath(".venv"))
 
-.PHONY: run test check alerts install install-dev environment lock clean
+.PHONY: run test chaos check alerts bench-paid-once install install-dev environment lock clean
 
 run: install
 	@exec $(BIN)/python -m gateway serve --config $(CONFIG)
 
 test: install-dev
 	@$(BIN)/python -m pytest $(TESTS)
+
+# Storms over a gateway of several processes, for CHAOS_MINUTES (5), from CHAOS_SEED (1) on: docs/chaos.md.
+chaos: install-dev
+	@$(BIN)/python -m tests.chaos.long
 
 check: install-dev
 	$(BIN)/ruff format --check .
@@ -29,6 +33,11 @@ check: install-dev
 alerts:
 	promtool check rules config/prometheus/alerts.yml
 	promtool check config config/prometheus/prometheus.yml
+
+# Our gateway beside nginx, Varnish and LiteLLM, as far as they are installed: bench/paid_once/install-peers does that.
+# BENCH=--full takes the real lengths. See docs/benchmarks.md.
+bench-paid-once: install
+	@exec $(BIN)/python -m bench.paid_once $(BENCH)
 
 install: environment
 	@$(AGAIN) .venv/installed
