@@ -115,13 +115,15 @@ def _settle_in() -> None:
 
 async def _greeting(settings: Settings, url: str, operations_url: str) -> str:
     in_sandbox = settings.upstream.kind == "sandbox"
+    # Every address of the machine is an address to listen on, and none to be pasted.
+    url = settings.listen.public_url or url.replace("//0.0.0.0:", "//127.0.0.1:")
     upstream = (
         "the sandbox: no account, no money, no real video" if in_sandbox else settings.upstream.base_url
     )
     key = await _demo_key(settings) if in_sandbox else None
     shown = "made by `gateway keys create TENANT`" if key is None else f"{key}   (tenant demo, made just now)"
     lines = [
-        f"Gateway     {settings.listen.public_url or url}",
+        f"Gateway     {url}",
         f"Operations  {operations_url}/metrics",
         f"Tenant key  {shown}",
         f"Upstream    {upstream}",
