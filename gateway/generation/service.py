@@ -190,10 +190,10 @@ class GenerationService:
 
     async def resume(self) -> None:
         """Go on with everything that is open and that nobody works on: requests first, then bare purchases."""
-        for record in await self._records.adopt_pending():
+        for record in await self._records.adopt_pending(followed=set(self._followers)):
             if record.id not in self._followers:
                 await self._resume_request(record)
-        for purchase in await self._custody.orphans():
+        for purchase in await self._custody.orphans(tended=set(self._flights.keys())):
             self._flights.board(purchase.request.fingerprint, self._purchasing.flight(None, purchase.request))
 
     async def _resume_request(self, record: RequestRecord) -> None:

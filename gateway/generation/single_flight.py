@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Set as AbstractSet
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -58,6 +59,10 @@ class SingleFlight(Generic[K, C, T]):
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def keys(self) -> AbstractSet[K]:
+        """Of the flights that are in the air."""
+        return self._flights.keys()
 
     def __contains__(self, key: K) -> bool:
         return key in self._flights

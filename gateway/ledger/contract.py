@@ -146,8 +146,11 @@ class Custody(Protocol):
     async def newest(self, fingerprint: Fingerprint) -> Purchase | None:
         """The newest purchase of the fingerprint that was not released."""
 
-    async def orphans(self) -> Sequence[Purchase]:
-        """Open purchases, oldest first, that could be adopted: their owner is dead or silent, or this process."""
+    async def orphans(self, *, tended: AbstractSet[Fingerprint] = frozenset()) -> Sequence[Purchase]:
+        """Open purchases, oldest first, that could be adopted: their owner is dead or silent, or this process.
+
+        Those of the fingerprints that are `tended` to are left out.
+        """
 
     async def adopt(self, purchase: PurchaseId) -> Held | Sent | Bought | None:
         """Take over an open purchase whose owner is dead or silent, or this process itself: earlier claims end.

@@ -301,20 +301,23 @@ class SqliteLedger:
     async def newest(self, fingerprint: Fingerprint) -> Purchase | None:
         return await self._database.read(lambda connection: _newest(connection, fingerprint))
 
-    async def orphans(self) -> Sequence[Purchase]:
+    async def orphans(self, *, tended: AbstractSet[Fingerprint] = frozenset()) -> Sequence[Purchase]:
         now = self._clock()
 
         def work(connection: sqlite3.Connection) -> Sequence[Purchase]:
             owners = connection.execute(f"SELECT DISTINCT owner FROM purchases WHERE {_OPEN}").fetchall()
             dead = [owner for (owner,) in owners if owner == self._owner or not self._is_alive(owner)]
-            rows = _rows(
-                connection,
-                f"SELECT * FROM purchases WHERE {_OPEN} AND state != 'unknown' AND (lease_until <= ? OR owner IN "
-                f"({', '.join('?' * len(dead))})) ORDER BY serial",
-                now,
-                *dead,
-            )
-            return [_from_row(row) for row in rows]
+            # Thousands may be open and tended to: only what is neither is read whole.
+            found = connection.execute(
+                f"SELECT id, fingerprint FROM purchases WHERE {_OPEN} AND state != 'unknown' "
+                f"AND (lease_until <= ? OR owner IN ({', '.join('?' * len(dead))})) ORDER BY serial",
+                (now, *dead),
+            ).fetchall()
+            return [
+                _purchase(connection, identity)
+                for identity, fingerprint in found
+                if fingerprint not in tended
+            ]
 
         return await self._database.read(work)
 

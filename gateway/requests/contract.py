@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,10 +65,10 @@ class RequestRecords(Protocol):
     async def find(self, request: RequestId, tenant: str) -> RequestRecord | None:
         """The tenant's own request of that name, if there is one."""
 
-    async def adopt_pending(self) -> Sequence[RequestRecord]:
+    async def adopt_pending(self, *, followed: AbstractSet[RequestId]) -> Sequence[RequestRecord]:
         """Take over the unconcluded records of processes that have died.
 
-        Answers with all that are this process's by now, its own from before among them, oldest first.
+        Answers with all that are this process's by now, but for those that it `followed` all along, oldest first.
         """
 
     async def forget_before(self, moment: float) -> int:

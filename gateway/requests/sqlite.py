@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from gateway.database.sqlite import SqliteDatabase
@@ -88,7 +89,7 @@ class SqliteRequestRecords:
         found = await self._select("id = ? AND tenant = ?", request, tenant)
         return found[0] if found else None
 
-    async def adopt_pending(self) -> Sequence[RequestRecord]:
+    async def adopt_pending(self, *, followed: AbstractSet[RequestId]) -> Sequence[RequestRecord]:
         owners = await self._database.read(
             lambda connection: connection.execute(
                 "SELECT DISTINCT owner FROM requests WHERE outcome IS NULL"
@@ -101,7 +102,15 @@ class SqliteRequestRecords:
                     "UPDATE requests SET owner = ? WHERE owner = ? AND outcome IS NULL", dead
                 )
             )
-        return await self._select("outcome IS NULL AND owner = ? ORDER BY submitted_at, id", self._owner)
+        ours = await self._database.read(
+            lambda connection: connection.execute(
+                "SELECT id FROM requests WHERE outcome IS NULL AND owner = ? ORDER BY submitted_at, id",
+                (self._owner,),
+            ).fetchall()
+        )
+        loose = [identity for (identity,) in ours if identity not in followed]
+        found = [await self._select("id = ? AND outcome IS NULL", identity) for identity in loose]
+        return [record for records in found for record in records]
 
     async def forget_before(self, moment: float) -> int:
         return await self._database.write(

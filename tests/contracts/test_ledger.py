@@ -428,6 +428,9 @@ async def test_orphans_are_the_open_purchases_of_the_dead_the_silent_and_oneself
 
     assert [orphan.id for orphan in await me.orphans()] == [of_the_dead.purchase, mine.purchase]
 
+    tended = {request("of the dead").fingerprint}
+    assert [orphan.id for orphan in await me.orphans(tended=tended)] == [mine.purchase]
+
     clock.now += LEASE_SECONDS
     assert of_the_living.purchase in [orphan.id for orphan in await me.orphans()]
 
