@@ -244,11 +244,12 @@ def _say(text: str) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.paid_once", description=__doc__)
-    parser.add_argument(
-        "--full", action="store_true", help="real lengths: 12 s and 70 s; all defaults left alone"
-    )
-    parser.add_argument(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--scale", type=float, default=_QUICK_SCALE, help="of the real lengths (default: %(default)s)"
+    )
+    length.add_argument(
+        "--full", dest="scale", action="store_const", const=1.0, help="12 s and 70 s; all defaults left alone"
     )
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=CANDIDATES, metavar="CANDIDATE")
     parser.add_argument("--scene", default="", help="only scenes whose description has this in it")

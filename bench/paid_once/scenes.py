@@ -76,6 +76,8 @@ class Seen:
     """The last of each caller who stayed."""
 
     bill: Bill
+    cut_off: int = 0
+    """How many callers lost a first try to a crash."""
 
     @property
     def delivered(self) -> int:
@@ -84,7 +86,8 @@ class Seen:
     @property
     def statuses(self) -> str:
         counted = Counter(answer.status for answer in self.answers)
-        return ", ".join(f"{count} x {status}" for status, count in counted.most_common())
+        told = ", ".join(f"{count} x {status}" for status, count in counted.most_common())
+        return told + (f", after {self.cut_off} were cut off" if self.cut_off else "")
 
 
 Scene = Callable[[Running, float], Awaitable[Seen]]
@@ -135,10 +138,10 @@ async def crash(candidate: Running, scale: float) -> Seen:
         await _paid_for(candidate)
         await asyncio.sleep(_KILLED_AFTER_SECONDS * scale)
         await candidate.crash()
-        await asked
+        first = Seen(await asked, await candidate.bill())
         request = candidate.request()
         answers = await asyncio.gather(*(_insist(session, request, began) for _ in range(CALLERS)))
-    return Seen(answers, await candidate.bill())
+    return Seen(answers, await candidate.bill(), cut_off=CALLERS - first.delivered)
 
 
 async def budget(candidate: Running, scale: float) -> Seen:  # noqa: ARG001 -- all scenes are called alike

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,31 @@ async def test_a_payment_counts_when_the_caller_does_not_wait_for_what_was_paid(
             await session.post(f"{upstream.url}/video", timeout=aiohttp.ClientTimeout(total=0.3))
 
         assert upstream.paid == 1
+
+
+async def test_one_caller_hangs_up_while_the_others_wait() -> None:
+    asked, hung_up = [], []
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        asked.append(request)
+        try:
+            await asyncio.sleep(_DELAY_SECONDS)
+        except asyncio.CancelledError:
+            hung_up.append(request)
+            raise
+        return web.Response(body=b"\0\0\0\x18ftypisom")
+
+    class Waiting(OneAnswer):
+        async def bill(self) -> Bill:
+            return Bill(len(asked), None)
+
+    application = web.Application()
+    application.router.add_get("/", wait)
+    async with TestServer(application) as server, counting_upstream(_DELAY_SECONDS) as upstream:
+        seen = await scenes.hang_up(Waiting(upstream, str(server.make_url("/"))), _SCALE)
+
+    assert seen.delivered == CALLERS - 1
+    assert hung_up == asked[:1]
 
 
 async def _text(_request: web.Request) -> web.StreamResponse:
