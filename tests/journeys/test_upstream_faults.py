@@ -326,3 +326,20 @@ async def test_a_delivery_that_breaks_on_its_way_is_fetched_again_and_paid_once(
     assert (answer.status, answer.cache) == (200, "fwd=miss; stored")
     assert len((await house.bill()).jobs) == 1
     assert (await house.metrics()).value("gateway_paid_and_lost_usd_total") == 0
+
+
+async def test_where_the_operator_wants_it_an_unknown_purchase_is_given_up_when_it_is_asked_for_again(
+    house: House,
+) -> None:
+    await house.restart(reconcile__wait_seconds=0.05, reconcile__on_unknown="buy_again")
+    await house.faults({"submit_dropped": {"count": 1}, "history_lag": {"seconds": 3600}})
+    # The first caller is not bought for twice: giving up takes somebody who asks again.
+    assert (await house.make()).status == 504
+    assert len((await house.bill()).jobs) == 1
+
+    again = await house.make()
+
+    assert (again.status, again.headers["x-cost"]) == (200, "0.004")
+    bill, usage, metrics = await house.until_billed(2), await house.usage(), await house.metrics()
+    assert usage["spent_micros"] == bill.micros == 2 * PRICE_MICROS
+    assert metrics.value("gateway_paid_and_lost_usd_total") == 0.004

@@ -1,0 +1,206 @@
+"""What the records of requests and the tallies promise, sentence by sentence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.generation import CacheStatus, Generation
+from gateway.domain.identity import PurchaseId, RequestId, Ticket
+from gateway.domain.money import Money
+from gateway.requests.contract import Completed, Failed, RequestRecord, Tally
+from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
+from tests.contracts.ledger_books import BLOB, NOON, MovableClock, request
+
+Open = Callable[..., SqliteRequestRecords]
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
+    opened = SqliteDatabase(tmp_path / "ledger.sqlite3")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def open_records(tmp_path: Path, clock: MovableClock) -> Iterator[Open]:
+    """Opens the same records again and again, each time as another process would."""
+    with ExitStack() as closing:
+
+        def open_(
+            owner: str = "one", alive: frozenset[str] = frozenset({"one", "two"})
+        ) -> SqliteRequestRecords:
+            opened = SqliteDatabase(tmp_path / "ledger.sqlite3")
+            closing.callback(opened.close)
+            return SqliteRequestRecords(opened, clock=clock, owner=owner, is_alive=alive.__contains__)
+
+        yield open_
+
+
+@pytest.fixture
+def records(open_records: Open) -> SqliteRequestRecords:
+    return open_records()
+
+
+def record(name: str = "r1", *, submitted_at: float = NOON) -> RequestRecord:
+    return RequestRecord(
+        RequestId(name),
+        "acme",
+        "key-1",
+        request(name),
+        submitted_at,
+        purchase=PurchaseId(f"purchase of {name}"),
+    )
+
+
+COMPLETED = Completed(
+    Generation(
+        fingerprint=request().fingerprint,
+        model="ltx-2-19b-t2v",
+        blobs=(BLOB, replace(BLOB, media_type="image/png")),
+        cost=Money(416_000),
+        purchase=PurchaseId("p"),
+        ticket=Ticket("t"),
+        made_at=NOON + 100,
+        seconds=100.5,
+        seed=7,
+    ),
+    charged=Money(416_000),
+    status=CacheStatus.MISS,
+)
+FAILED = Failed("generation_failed", "Prompt is bad", {"retry": False})
+
+
+async def test_a_record_is_found_as_it_was_opened(records: SqliteRequestRecords) -> None:
+    await records.open(record())
+
+    assert await records.find(RequestId("r1"), "acme") == record()
+
+
+async def test_a_record_is_found_by_its_own_tenant_only(records: SqliteRequestRecords) -> None:
+    await records.open(record())
+
+    assert await records.find(RequestId("r1"), "other") is None
+    assert await records.find(RequestId("r2"), "acme") is None
+
+
+@pytest.mark.parametrize("outcome", [COMPLETED, FAILED], ids=["completed", "failed"])
+async def test_an_outcome_is_kept_whole(
+    records: SqliteRequestRecords, clock: MovableClock, outcome: Completed | Failed
+) -> None:
+    await records.open(record())
+    clock.now += 103
+
+    await records.conclude(RequestId("r1"), outcome)
+
+    found = await records.find(RequestId("r1"), "acme")
+    assert found == replace(record(), outcome=outcome, concluded_at=NOON + 103)
+
+
+async def test_the_first_outcome_stays(records: SqliteRequestRecords) -> None:
+    await records.open(record())
+
+    await records.conclude(RequestId("r1"), COMPLETED)
+    await records.conclude(RequestId("r1"), FAILED)
+
+    found = await records.find(RequestId("r1"), "acme")
+    assert found is not None
+    assert found.outcome == COMPLETED
+
+
+async def test_a_request_that_hit_is_written_down_with_its_outcome(records: SqliteRequestRecords) -> None:
+    concluded = replace(record(), outcome=COMPLETED, concluded_at=NOON)
+    await records.open(concluded)
+
+    assert await records.find(RequestId("r1"), "acme") == concluded
+    assert await records.adopt_pending(followed=set()) == []
+
+
+async def test_what_the_dead_left_is_taken_over_and_what_the_living_follow_is_not(open_records: Open) -> None:
+    dead, living = open_records("dead"), open_records("one")
+    me = open_records("two", frozenset({"one", "two"}))
+    await dead.open(record("second", submitted_at=NOON + 1))
+    await dead.open(record("first"))
+    await dead.open(replace(record("done"), outcome=FAILED, concluded_at=NOON))
+    await living.open(record("theirs"))
+    await me.open(record("mine", submitted_at=NOON + 2))
+    await me.open(record("followed", submitted_at=NOON + 3))
+
+    adopted = await me.adopt_pending(followed={RequestId("followed")})
+
+    assert [each.id for each in adopted] == ["first", "second", "mine"]
+    third = open_records("three", frozenset({"one", "two", "three"}))
+    assert await third.adopt_pending(followed=set()) == []
+
+
+async def test_old_records_are_forgotten_once_they_are_concluded(records: SqliteRequestRecords) -> None:
+    await records.open(replace(record("old"), outcome=FAILED, concluded_at=NOON))
+    await records.open(record("old and pending"))
+    await records.open(replace(record("new", submitted_at=NOON + 10), outcome=FAILED, concluded_at=NOON + 10))
+
+    assert await records.forget_before(NOON + 5) == 1
+
+    assert await records.find(RequestId("old"), "acme") is None
+    assert await records.find(RequestId("old and pending"), "acme") is not None
+    assert await records.find(RequestId("new"), "acme") is not None
+
+
+# --- Tallies
+
+
+async def test_answers_are_counted_by_tenant_model_and_status(
+    database: SqliteDatabase, records: SqliteRequestRecords
+) -> None:
+    assert records is not None  # whose tables hold the tallies
+    tallies = SqliteTallies(database)
+    tallies.count("acme", "m", CacheStatus.MISS, Money.ZERO)
+    tallies.count("acme", "m", CacheStatus.HIT, Money(416_000))
+    tallies.count("acme", "m", CacheStatus.HIT, Money(416_000))
+    tallies.count("acme", "n", CacheStatus.COLLAPSED, Money(5))
+    tallies.count("other", "m", CacheStatus.BYPASS, Money.ZERO)
+
+    assert await tallies.totals("acme") == {
+        ("acme", "m"): Tally(hits=2, misses=1, saved_by_hits=Money(832_000)),
+        ("acme", "n"): Tally(collapsed=1, saved_by_joining=Money(5)),
+    }
+    assert set(await tallies.totals()) == {("acme", "m"), ("acme", "n"), ("other", "m")}
+
+
+async def test_what_several_processes_count_is_added_up(
+    database: SqliteDatabase, records: SqliteRequestRecords
+) -> None:
+    assert records is not None  # whose tables hold the tallies
+    one, two = SqliteTallies(database), SqliteTallies(database)
+    for tallies in (one, two):
+        for _ in range(10):
+            tallies.count("acme", "m", CacheStatus.HIT, Money(1))
+
+    await asyncio.gather(one.flush(), two.flush())
+
+    assert await one.totals() == {("acme", "m"): Tally(hits=20, saved_by_hits=Money(20))}
+
+
+async def test_what_could_not_be_written_down_is_counted_all_the_same(
+    database: SqliteDatabase, records: SqliteRequestRecords
+) -> None:
+    assert records is not None  # whose tables hold the tallies
+    tallies = SqliteTallies(database)
+    tallies.count("acme", "m", CacheStatus.HIT, Money(1))
+    await database.write(lambda connection: connection.execute("ALTER TABLE tallies RENAME TO elsewhere"))
+    with pytest.raises(Exception, match="no such table"):
+        await tallies.flush()
+    tallies.count("acme", "m", CacheStatus.HIT, Money(1))
+    await database.write(lambda connection: connection.execute("ALTER TABLE elsewhere RENAME TO tallies"))
+
+    assert await tallies.totals() == {("acme", "m"): Tally(hits=2, saved_by_hits=Money(2))}
