@@ -92,6 +92,9 @@ _ALL = -1
 
 _OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
 
+_STATES: Mapping[type[Claim], State] = {Held: State.QUEUED, Sent: State.SENDING, Bought: State.RUNNING}
+"""Where a purchase is while the claim is good: with an outgrown one, money could be given back for what is bought."""
+
 
 class SqliteLedger:
     """Keeps the contracts Ledger, Custody, Resolution, Statements and Audit.
@@ -175,9 +178,7 @@ class SqliteLedger:
     async def send(self, held: Held) -> Sent:
         now = self._clock()
         await self._database.write(
-            lambda connection: self._advance(
-                connection, held, "state = 'sending', sent_at = ?", (now,), start=State.QUEUED
-            )
+            lambda connection: self._advance(connection, held, "state = 'sending', sent_at = ?", (now,))
         )
         return Sent(held.purchase, held.fence)
 
@@ -185,11 +186,7 @@ class SqliteLedger:
         now = self._clock()
         await self._database.write(
             lambda connection: self._advance(
-                connection,
-                sent,
-                "state = 'running', ticket = ?, bought_at = ?",
-                (ticket, now),
-                start=State.SENDING,
+                connection, sent, "state = 'running', ticket = ?, bought_at = ?", (ticket, now)
             )
         )
         return Bought(sent.purchase, sent.fence, ticket)
@@ -237,7 +234,6 @@ class SqliteLedger:
             bought,
             "state = 'settled', ended_at = ?, cost_micros = ?, cost_reported = ?, generation = ?",
             (now, generation.cost.micros, cost is not None, json.dumps(generation.to_json())),
-            start=State.RUNNING,
         )
         _spend(connection, bought.purchase)
         return generation
@@ -273,25 +269,18 @@ class SqliteLedger:
                 bought,
                 "state = 'lost', ended_at = ?, cost_micros = ?, cost_reported = ?, reason = ?",
                 (now, spent.micros, cost is not None, reason),
-                start=State.RUNNING,
             )
             _spend(connection, bought.purchase)
 
         await self._database.write(work)
 
     def _advance(
-        self,
-        connection: sqlite3.Connection,
-        claim: Claim,
-        changes: str,
-        values: Sequence[object],
-        start: State | None = None,
+        self, connection: sqlite3.Connection, claim: Claim, changes: str, values: Sequence[object]
     ) -> None:
-        """Change an open purchase, if the claim is still good and the purchase is where the caller thinks it is."""
+        """Change an open purchase, if the claim is still good: nobody has adopted it, and it is where the claim says."""
         changed = connection.execute(
-            f"UPDATE purchases SET {changes} WHERE id = ? AND fence = ? AND owner = ? AND {_OPEN} "
-            "AND state != 'unknown' AND (? IS NULL OR state = ?)",
-            (*values, claim.purchase, claim.fence, self._owner, start and start.value, start and start.value),
+            f"UPDATE purchases SET {changes} WHERE id = ? AND fence = ? AND owner = ? AND state = ?",
+            (*values, claim.purchase, claim.fence, self._owner, _STATES[type(claim)].value),
         )
         if changed.rowcount != 1:
             raise ClaimLost(f"purchase {claim.purchase} is no longer ours to change")
