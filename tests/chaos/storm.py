@@ -199,12 +199,12 @@ class Storm:
             (kind,) = chance.choices(kinds, weights)
             self._signals[kind] += 1
             match kind:
-                case "worker killed":
+                case "worker killed" if self._weather.workers > 1:
                     kill(chance.choice(self._now.workers), signal.SIGKILL)
                 case "worker stalled":
                     seconds = _LEASE_SECONDS * chance.uniform(0.5, 1.8)
                     troubles.create_task(self._stall(chance.choice(self._now.workers), seconds))
-                case "gateway killed":
+                case "gateway killed" | "worker killed":
                     self._now.kill_all()
                     await self._start()
                 case "supervisor killed":
