@@ -288,12 +288,7 @@ class Purchasing:
                 return None
 
     async def _await_resolution(self, known: Purchase, flight: GenerationFlight) -> None:
-        """Wait until it is known what became of it: nothing is bought again on a guess, unless that is asked for."""
-        if self._on_unknown is OnUnknown.BUY_AGAIN:
-            await self._resolution.resolve_lost(
-                known.id, None, "bought again, as reconcile.on_unknown demands"
-            )
-            return
+        """Wait until it is known what became of it: nothing is bought again on a guess."""
         flight.clear(None)
         self._progress[known.request.fingerprint] = Progress.PROCESSING
         try:

@@ -201,6 +201,9 @@ class GenerationService:
         if newest is None or newest.state is State.LOST:
             # Nobody waits on a connection any more: what was not bought for them is not bought behind their back.
             await self._records.conclude(record.id, _NOT_BOUGHT if newest is None else _LOST)
+        elif newest.state is State.UNKNOWN:
+            # Nothing can be done about it here; whoever resolves it makes it something else.
+            return
         elif newest.generation is not None:
             outcome, _ = _share(record, Landed(newest.generation, Found.UNDER_WAY))
             await self._records.conclude(record.id, outcome)
