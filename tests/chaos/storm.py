@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.chaos.callers import Caller, Received, requests, seeded
+from tests.chaos.callers import BudgetSaysNo, Caller, Received, requests, seeded
 from tests.chaos.invariants import Figures, examined
 from tests.chaos.processes import END_SECONDS, SETTINGS, Process, World, kill, world
 
@@ -147,7 +147,13 @@ class Storm:
                 names[: first + 1] if chance.random() < 0.2 else names[first : first + _REQUESTS_A_ROUND + 1]
             )
             name = chance.choice(known)
-            await caller.have(self._requests[name], name)
+            await self._have(caller, self._requests[name], name)
+
+    async def _have(self, caller: Caller, request: Mapping[str, Any], name: str) -> None:
+        try:
+            await caller.have(request, name)
+        except BudgetSaysNo:
+            self._received.counts["refused for the budget"] += 1
 
     def _caller(self, chance: Chance, *, hang_up: float) -> Caller:
         return Caller(
@@ -242,12 +248,11 @@ class Storm:
         await before.ended()
         async with asyncio.timeout(_CALM_SECONDS):
             caller = self._caller(seeded(self._weather.seed, "last"), hang_up=0.0)
+            await self._until_nothing_is_open()
             for name, request in self._requests.items():
-                if name in self._received.digests:
-                    await caller.have(request, name)
+                await self._have(caller, request, name)
             outcomes = Counter([await caller.outcome(identity) for identity in sorted(self._received.issued)])
-            while (await self._here.books()).held_micros:
-                await asyncio.sleep(0.2)
+            await self._until_nothing_is_open()
         self._received.counts.update({f"v2 {outcome.lower()}": count for outcome, count in outcomes.items()})
         # Whatever the killed have left is swept by whoever starts next.
         self._now.send(signal.SIGTERM)
@@ -262,6 +267,10 @@ class Storm:
             lost_at_most=self._corruptions // _TRIES_BEFORE_A_BROKEN_RESULT_IS_LOST,
         )
         return Report(self._weather.seed, self._received, self._signals, self._faults, figures)
+
+    async def _until_nothing_is_open(self) -> None:
+        while (await self._here.books()).held_micros:
+            await asyncio.sleep(0.2)
 
 
 async def blown_over(directory: Path, weather: Weather) -> Report:
