@@ -128,10 +128,10 @@ class UpstreamSettings(_Section):
     """The hosts from which results may be downloaded; the account's key is never sent to them."""
 
     slots: Annotated[int, Field(ge=0)] = 0
-    """How many generations may be under way at once; 0 for no limit. Tenants take turns for them."""
+    """How many generations each worker may have under way at once; 0 for no limit. Tenants take turns for them."""
 
     most_waiting: Annotated[int, Field(ge=0)] = 1000
-    """How many generations may wait for a slot; the next is refused with 503."""
+    """How many generations may wait for a slot of a worker; the next is refused with 503."""
 
     connect_timeout_seconds: Seconds = 5.0
     """How long connecting may take."""

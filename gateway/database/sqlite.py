@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -166,10 +167,20 @@ class SqliteDatabase:
                 outcomes.append((job, *self._attempt(job.work)))  # noqa: PERF401 -- an error leaves the list
             self._writer.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            self._give_up_transaction()
             outcomes = [(job, None, _unavailable(error)) for job in batch]
         _deliver(outcomes)
+
+    def _give_up_transaction(self) -> None:
+        try:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+        except sqlite3.Error:
+            # Closing gives up what cannot be rolled back. A connection that cannot be had now is tried for again by
+            # the next batch, which fails alike until there is one.
+            self._writer.close()
+            with suppress(sqlite3.Error):
+                self._writer = _connect(self.path)
 
     def _attempt(self, work: Work[Any]) -> tuple[object, BaseException | None]:
         self._writer.execute("SAVEPOINT attempt")

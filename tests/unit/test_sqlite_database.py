@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.errors import StorageUnavailable
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
+    opened = SqliteDatabase(tmp_path / "some.sqlite3")
+    opened.migrate("some", ("CREATE TABLE things (name TEXT PRIMARY KEY);",))
+    yield opened
+    opened.close()
+
+
+def insert(name: str) -> Callable[[sqlite3.Connection], int]:
+    return lambda connection: connection.execute("INSERT INTO things VALUES (?)", (name,)).rowcount
+
+
+async def names(database: SqliteDatabase) -> list[str]:
+    return await database.read(
+        lambda connection: [name for (name,) in connection.execute("SELECT name FROM things ORDER BY name")]
+    )
+
+
+async def test_work_that_fails_changes_nothing_and_takes_nobody_with_it(database: SqliteDatabase) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO things VALUES ('half')")
+        raise LookupError("changed my mind")
+
+    results = await asyncio.gather(
+        database.write(insert("a")),
+        database.write(half),
+        database.write(insert("a")),
+        database.write(insert("b")),
+        return_exceptions=True,
+    )
+
+    assert results[0] == 1
+    assert isinstance(results[1], LookupError)
+    assert isinstance(results[2], sqlite3.IntegrityError)
+    assert results[3] == 1
+    assert await names(database) == ["a", "b"]
+
+
+async def test_what_is_written_is_seen_by_whoever_reads_next(database: SqliteDatabase) -> None:
+    for number in range(50):
+        await database.write(insert(f"{number:03}"))
+        assert len(await names(database)) == number + 1
+
+
+async def test_a_reader_cannot_write(database: SqliteDatabase) -> None:
+    with pytest.raises(StorageUnavailable):
+        await database.read(insert("x"))
+
+
+async def test_a_caller_who_leaves_takes_nobody_with_it(database: SqliteDatabase) -> None:
+    leaver = asyncio.create_task(database.write(insert("left")))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    stayed = await database.write(insert("stayed"))
+
+    assert stayed == 1
+    assert await names(database) == ["left", "stayed"]
+
+
+async def test_a_closed_database_says_so(database: SqliteDatabase) -> None:
+    database.close()
+    database.close()
+
+    with pytest.raises(StorageUnavailable, match="closed"):
+        await database.write(lambda _: None)
+
+
+async def test_the_file_is_for_its_owner_alone(database: SqliteDatabase) -> None:
+    await database.write(insert("x"))
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in database.path.parent.glob("some.sqlite3*")}
+    assert set(modes.values()) == {0o600}, modes
+
+
+async def test_a_migration_runs_once_and_the_next_one_after_it(tmp_path: Path) -> None:
+    scripts = ["CREATE TABLE things (name TEXT);\nINSERT INTO things VALUES ('first');"]
+    for _ in range(2):
+        opened = SqliteDatabase(tmp_path / "other.sqlite3")
+        opened.migrate("some", scripts)
+        opened.close()
+    opened = SqliteDatabase(tmp_path / "other.sqlite3")
+    opened.migrate("some", [*scripts, "INSERT INTO things VALUES ('second');"])
+
+    assert await names(opened) == ["first", "second"]
+    opened.close()
+
+
+def test_a_migration_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    opened = SqliteDatabase(tmp_path / "other.sqlite3")
+    with pytest.raises(sqlite3.OperationalError):
+        opened.migrate("some", ("CREATE TABLE things (name TEXT);\nCREATE TABLE things (name TEXT);",))
+
+    opened.migrate("some", ("CREATE TABLE things (name TEXT);",))
+    opened.close()
