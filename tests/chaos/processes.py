@@ -150,8 +150,11 @@ class World:
         await self._sandbox.ended()
         await self.start_sandbox(int(self.sandbox_url.rpartition(":")[2]))
 
-    async def start(self, *, workers: int = 1, crash_at: str | None = None) -> Process:
-        """A gateway on the storage; others may be at work there."""
+    async def start(
+        self, *, workers: int = 1, crash_at: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Process:
+        """A gateway on the storage, with these settings from now on; others may be at work there."""
+        self._settings |= settings or {}
         words = [word for override in self._overrides() for word in ("--set", override)]
         variables = {} if crash_at is None else {"GATEWAY_CRASH_AT": crash_at}
         return await self._start(

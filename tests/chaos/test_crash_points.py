@@ -53,4 +53,7 @@ async def test_a_gateway_that_dies_at_any_step_pays_once_whether_it_restarts_or_
         figures = await examined(here, session, received)
 
     assert set(outcomes) <= {"COMPLETED"}
+    # From its ticket on, a purchase is collected; before, its outcome is looked up.
+    unknown = '"purchase resolved"' in here.log.read_text()
+    assert unknown == (step in (Step.SENDING, Step.SUBMITTED))
     assert figures.payments == len(asked)
