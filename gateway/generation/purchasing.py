@@ -346,7 +346,11 @@ class Purchasing:
         except NotBought as error:
             self._observe(request.model, "not_bought", started_at)
             reason = error.code
-            await persist(lambda: self._ledger.release(sent, reason))
+            try:
+                await persist(lambda: self._ledger.release(sent, reason))
+            except ClaimLost:
+                # We were taken for dead while we sent. What is unknown since is known here, and nowhere else for hours.
+                await persist(lambda: self._resolution.resolve_not_bought(sent.purchase, reason))
             raise
         except Exception as error:
             # Whatever it was, the request may have arrived: nothing is bought again on a guess.

@@ -59,3 +59,33 @@ async def test_who_wakes_up_after_another_took_over_neither_buys_nor_settles_aga
 
     assert received.counts["deliveries"] == 2
     assert figures.payments == 1
+
+
+async def test_who_wakes_up_to_a_refusal_says_so_and_nobody_waits_for_the_history(tmp_path: Path) -> None:
+    received = Received()
+    ((name, request),) = requests(1).items()
+    async with (
+        world(tmp_path, settings={"reconcile.history_lag_seconds": 3600}) as here,
+        aiohttp.ClientSession() as session,
+    ):
+        steady = await here.start()
+        stalled = await here.start()
+        await here.faults(session, {"submit_refused": {"count": 3}})
+        first = Caller(here, session, received, url=lambda: stalled.url, chance=seeded(1))
+        second = Caller(here, session, received, url=lambda: steady.url, chance=seeded(1))
+        leaving = asyncio.create_task(first.have(request, name))
+        await _until_it_is(here, State.SENDING)
+        # Between its first try, which was refused, and its second.
+        stalled.send(signal.SIGSTOP)
+        waiting = asyncio.create_task(second.have(request, name))
+        await _until_it_is(here, State.UNKNOWN)
+        stalled.send(signal.SIGCONT)
+        async with asyncio.timeout(60):
+            await asyncio.gather(leaving, waiting)
+
+        for gateway in (stalled, steady):
+            gateway.process.terminate()
+            assert await gateway.ended() == 0
+        figures = await examined(here, session, received)
+
+    assert figures.payments == 1
