@@ -22,6 +22,9 @@ from gateway.telemetry import logs
 from gateway.tenants.contract import TenantUnknown
 
 _SANDBOX_STOP_SECONDS = 30.0
+_SAME_WORD_SECONDS = 1.0
+"""A signal may arrive twice, to the process and to its group, and be one word all the same."""
+
 _DEMO_PROMPT = "A lighthouse in a storm, waves breaking over the rocks"
 
 
@@ -87,18 +90,23 @@ async def _work(settings: Settings, *, sandbox_url: str | None) -> None:
 
 
 def _told_to_stop() -> asyncio.Event:
+    """Set by SIGTERM and by Ctrl-C. Told again a while later, the process ends where it stands."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    told_at = 0.0
+
+    def tell() -> None:
+        nonlocal told_at
+        if not stop.is_set():
+            told_at = loop.time()
+            stop.set()
+        elif loop.time() - told_at > _SAME_WORD_SECONDS:
+            # Whoever asks twice does not want to wait. The journal has everything.
+            os._exit(1)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_or_quit, stop)
+        loop.add_signal_handler(number, tell)
     return stop
-
-
-def _stop_or_quit(stop: asyncio.Event) -> None:
-    if stop.is_set():
-        # Asked twice: whoever asks does not want to wait. The journal has everything.
-        os._exit(1)
-    stop.set()
 
 
 def _read_to_the_end(stop: asyncio.Event) -> None:
