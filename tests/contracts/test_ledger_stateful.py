@@ -18,7 +18,6 @@ from hypothesis.stateful import (
     Bundle,
     MultipleResults,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
     multiple,
@@ -47,6 +46,7 @@ PRICES = ("0.2", "0.3", "0.416")
 OWNERS = ("one", "two", "three")
 
 owners = st.sampled_from(OWNERS)
+names = st.sampled_from(("cat", "dog", "emu"))
 shares = st.sampled_from((None, 0, 50, 100))
 """What is charged, in hundredths of what was held; None when nobody says."""
 
@@ -90,10 +90,14 @@ def _state_of(claim: Claim) -> State:
 class Journal(RuleBasedStateMachine):
     """Three processes, three tenants, four requests, and a clock."""
 
-    papers: Bundle[Paper] = Bundle("papers")
+    holding: Bundle[Paper] = Bundle("holding")
+    sending: Bundle[Paper] = Bundle("sending")
+    bought: Bundle[Paper] = Bundle("bought")
+    adopted: Bundle[Paper] = Bundle("adopted")
+    any_paper = st.one_of(holding, sending, bought, adopted)
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(target=bought, names=st.lists(names, min_size=1, max_size=3, unique=True))
+    def open(self, names: list[str]) -> Papers:
         self.runner = asyncio.Runner()
         self.directory = tempfile.TemporaryDirectory(prefix="ledger-")
         self.path = Path(self.directory.name) / "ledger.sqlite3"
@@ -106,6 +110,8 @@ class Journal(RuleBasedStateMachine):
         self.tickets = 0
         for owner in OWNERS:
             self._be_born(owner)
+        papers = [self.buy("one", "zoo", name) for name in names]
+        return multiple(*[paper for paper in papers if isinstance(paper, Paper)])
 
     def teardown(self) -> None:
         if hasattr(self, "databases"):
@@ -179,10 +185,10 @@ class Journal(RuleBasedStateMachine):
     # --- Buying
 
     @rule(
-        target=papers,
+        target=holding,
         owner=owners,
         tenant=st.sampled_from(sorted(LIMITS)),
-        name=st.sampled_from(("cat", "dog", "emu", "fox")),
+        name=names,
         price=st.sampled_from(PRICES),
         has_looked=st.booleans(),
     )
@@ -214,24 +220,34 @@ class Journal(RuleBasedStateMachine):
         )
         return Paper(self._name(owner), held)
 
-    @rule(target=papers, paper=papers)
-    def step(self, paper: Paper) -> Papers:
-        """The next step of a purchase: sent, or bought. Old papers are tried as well as new ones."""
-        good, ledger, claim = self._is_good(paper), self._ledger(paper), paper.claim
-        row, ticket = self.rows[claim.purchase], self._new_ticket()
-        next_claim: Sent | Bought
-        if isinstance(claim, Held):
-            if not good:
-                return self._refused(ledger.send(claim))
-            next_claim, row.state = self._do(ledger.send(claim)), State.SENDING
-        elif isinstance(claim, Sent):
-            if not good:
-                return self._refused(ledger.record_ticket(claim, ticket))
-            next_claim = self._do(ledger.record_ticket(claim, ticket))
-            row.state, row.ticket = State.RUNNING, ticket
-        else:
+    @rule(target=sending, paper=st.one_of(holding, adopted))
+    def send(self, paper: Paper) -> Papers:
+        claim, ledger = paper.claim, self._ledger(paper)
+        if not isinstance(claim, Held):
             return multiple()
-        return Paper(paper.owner, next_claim)
+        if not self._is_good(paper):
+            return self._refused(ledger.send(claim))
+        self.rows[claim.purchase].state = State.SENDING
+        return Paper(paper.owner, self._do(ledger.send(claim)))
+
+    @rule(target=bought, paper=st.one_of(sending, adopted))
+    def record(self, paper: Paper) -> Papers:
+        claim, ledger, ticket = paper.claim, self._ledger(paper), self._new_ticket()
+        if not isinstance(claim, Sent):
+            return multiple()
+        if not self._is_good(paper):
+            return self._refused(ledger.record_ticket(claim, ticket))
+        row = self.rows[claim.purchase]
+        row.state, row.ticket = State.RUNNING, ticket
+        return Paper(paper.owner, self._do(ledger.record_ticket(claim, ticket)))
+
+    @rule(target=bought, owner=owners, tenant=st.sampled_from(sorted(LIMITS)), name=names)
+    def buy(self, owner: str, tenant: str, name: str) -> Papers:
+        """All the way, if nothing is in the way."""
+        paper: Papers = self.reserve(owner, tenant, name, "0.3", has_looked=True)
+        while isinstance(paper, Paper) and not isinstance(paper.claim, Bought):
+            paper = self.send(paper) if isinstance(paper.claim, Held) else self.record(paper)
+        return paper
 
     def _refused(self, work: Awaitable[object]) -> Papers:
         """That nothing has changed is what the invariants see."""
@@ -239,7 +255,7 @@ class Journal(RuleBasedStateMachine):
             self._do(work)
         return multiple()
 
-    @rule(paper=papers, share=shares, again=st.booleans())
+    @rule(paper=st.one_of(bought, adopted), share=shares, again=st.booleans())
     def settle(self, paper: Paper, share: int | None, *, again: bool) -> None:
         if not isinstance(paper.claim, Bought):
             return
@@ -258,7 +274,7 @@ class Journal(RuleBasedStateMachine):
         if again:
             self._do(settled(Money.exactly("0.1")))
 
-    @rule(paper=papers, again=st.booleans())
+    @rule(paper=any_paper, again=st.booleans())
     def release(self, paper: Paper, *, again: bool) -> None:
         row = self.rows[paper.claim.purchase]
         if row.state is not State.RELEASED:
@@ -270,7 +286,7 @@ class Journal(RuleBasedStateMachine):
         if again:
             self._do(self._ledger(paper).release(paper.claim, "another reason"))
 
-    @rule(paper=papers)
+    @rule(paper=any_paper)
     def mark_unknown(self, paper: Paper) -> None:
         if isinstance(paper.claim, Held):
             return
@@ -284,7 +300,7 @@ class Journal(RuleBasedStateMachine):
         self._do(work)
         row.state = State.UNKNOWN
 
-    @rule(paper=papers, share=shares, again=st.booleans())
+    @rule(paper=st.one_of(bought, adopted), share=shares, again=st.booleans())
     def write_off(self, paper: Paper, share: int | None, *, again: bool) -> None:
         if not isinstance(paper.claim, Bought):
             return
@@ -333,7 +349,7 @@ class Journal(RuleBasedStateMachine):
     # --- Taking over
 
     @precondition(lambda self: self.rows)
-    @rule(target=papers, owner=owners, data=st.data())
+    @rule(target=adopted, owner=owners, data=st.data())
     def adopt(self, owner: str, data: st.DataObject) -> Papers:
         row = self._any(data)
         if self._is_free(row, self._name(owner)):
@@ -342,7 +358,7 @@ class Journal(RuleBasedStateMachine):
         return multiple()
 
     @precondition(lambda self: self.rows)
-    @rule(target=papers, owner=owners)
+    @rule(target=adopted, owner=owners)
     def adopt_the_orphans(self, owner: str) -> Papers:
         orphans = self._do(self.ledgers[owner].orphans())
         free = [row for row in self.rows.values() if self._is_free(row, self._name(owner))]
@@ -384,7 +400,7 @@ class Journal(RuleBasedStateMachine):
         self.databases[owner].close()
         self._reopen(owner)
 
-    @rule(paper=consumes(papers), has_begun=st.booleans())
+    @rule(paper=any_paper, has_begun=st.booleans())
     def die_in_the_middle_of_a_write(self, paper: Paper, *, has_begun: bool) -> None:
         """Whoever dies is not told whether it was written: either it was, whole, or it was not."""
         owner, claim = paper.owner.partition(" ")[0], paper.claim
