@@ -19,7 +19,7 @@ from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.cli.supervisor import running_workers
 from gateway.settings import Settings
 from gateway.telemetry import logs
-from gateway.tenants.contract import TenantUnknown
+from gateway.tenants.contract import Keys, TenantUnknown
 
 _SANDBOX_STOP_SECONDS = 30.0
 _SAME_WORD_SECONDS = 1.0
@@ -57,6 +57,7 @@ async def _serve(options: Options, settings: Settings) -> None:
     stop = _told_to_stop()
     async with AsyncExitStack() as closing:
         sandbox_url = await closing.enter_async_context(_sandbox(options, settings))
+        keys: Keys | None = None
         if settings.listen.workers > 1:
             arguments = ["serve", *options.arguments(), "--worker-of", sandbox_url or ""]
             url, operations_url = await closing.enter_async_context(
@@ -68,8 +69,10 @@ async def _serve(options: Options, settings: Settings) -> None:
                 running_gateway(settings, environment=os.environ, sandbox_url=sandbox_url)
             )
             url, operations_url, drain = gateway.url, gateway.operations_url, gateway.drain
+            keys = gateway.keys
             _settle_in()
-        print(await _greeting(settings, url, operations_url), flush=True)
+        key = await _demo_key(settings, keys) if sandbox_url else None
+        print(_greeting(settings, url, operations_url, key), flush=True)
         await stop.wait()
         print("Stopping: no new work; generations under way may land.", flush=True)
         if drain is not None:
@@ -121,14 +124,13 @@ def _settle_in() -> None:
     gc.freeze()
 
 
-async def _greeting(settings: Settings, url: str, operations_url: str) -> str:
+def _greeting(settings: Settings, url: str, operations_url: str, key: str | None) -> str:
     in_sandbox = settings.upstream.kind == "sandbox"
     # Every address of the machine is an address to listen on, and none to be pasted.
     url = settings.listen.public_url or url.replace("//0.0.0.0:", "//127.0.0.1:")
     upstream = (
         "the sandbox: no account, no money, no real video" if in_sandbox else settings.upstream.base_url
     )
-    key = await _demo_key(settings) if in_sandbox else None
     shown = "made by `gateway keys create TENANT`" if key is None else f"{key}   (tenant demo, made just now)"
     lines = [
         f"Gateway     {url}",
@@ -148,13 +150,15 @@ async def _greeting(settings: Settings, url: str, operations_url: str) -> str:
     return "\n".join(lines)
 
 
-async def _demo_key(settings: Settings) -> str | None:
-    """A key to try the gateway with; None where nobody is called `demo`."""
-    async with opened_keys(settings) as keys:
-        try:
+async def _demo_key(settings: Settings, keys: Keys | None) -> str | None:
+    """A key to try the gateway with; None where nobody is called `demo`. `keys` are opened where they are not yet."""
+    try:
+        if keys is not None:
             return await keys.create("demo", "made at start")
-        except TenantUnknown:
-            return None
+        async with opened_keys(settings) as opened:
+            return await opened.create("demo", "made at start")
+    except TenantUnknown:
+        return None
 
 
 @asynccontextmanager
