@@ -16,6 +16,26 @@ from tests.chaos.processes import world
 pytestmark = pytest.mark.timeout(180)
 
 
+async def test_silence_after_a_sale_is_looked_up_and_never_answered_by_buying_again(tmp_path: Path) -> None:
+    received = Received()
+    asked = requests(3)
+    silences = (
+        {"submit_dropped": {"count": 1}},
+        *({"submit_error": {"count": 1, "status": s}} for s in (502, 504)),
+    )
+    async with world(tmp_path) as here, aiohttp.ClientSession() as session:
+        gateway = await here.start()
+        caller = Caller(here, session, received, url=lambda: gateway.url, chance=seeded(1))
+        for (name, request), silence in zip(asked.items(), silences, strict=True):
+            await here.faults(session, silence)
+            await caller.have(request, name)
+        gateway.process.terminate()
+        assert await gateway.ended() == 0
+        figures = await examined(here, session, received)
+
+    assert figures.payments == 3
+
+
 @pytest.mark.parametrize(
     "faults",
     [{"wrong_size": {"count": 1}}, {"download_corrupted": {"count": 3, "at": 0}}],
