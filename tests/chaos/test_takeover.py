@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import aiohttp
+
 from gateway.app import opened_ledger
 from gateway.catalog.yaml_files import load_catalog
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Caller, Tenant, Window
+from gateway.domain.tenant import Budget, Tenant, Window
+from gateway.domain.tenant import Caller as Buyer
 from gateway.generation import intake
 from gateway.ledger.contract import Held
 from gateway.settings import load_settings
+from tests.chaos.callers import Caller, Received, requests, seeded
+from tests.chaos.invariants import examined
+from tests.chaos.processes import world
 from tests.journeys.running import MODEL, House, video
 
 QUICK = {
@@ -24,7 +30,7 @@ QUICK = {
 async def _leave_a_purchase(house: House, tenant: str, *, unknown: bool) -> None:
     """As a process does that dies before its request has left: still being sent, or known to be unknown."""
     settings = load_settings(house.config, overrides=[], environment={})
-    buyer = Caller(Tenant(tenant, (Budget(Money.exactly("1"), Window.TOTAL),)), "a key")
+    buyer = Buyer(Tenant(tenant, (Budget(Money.exactly("1"), Window.TOTAL),)), "a key")
     asked = intake.name(buyer.tenant, load_catalog(house.models).find(MODEL), video())
     async with opened_ledger(settings) as ledger:
         held = await ledger.reserve(buyer, asked, newest_known=None)
@@ -80,3 +86,27 @@ async def test_a_passenger_is_not_refused_for_the_empty_budget_of_the_tenant_who
     poor.refused(406, "budget_exceeded")
     assert got.status == 200, got.body
     assert bill.total["completed"] == 1
+
+
+async def test_an_id_that_outlives_its_process_is_told_that_its_generation_failed(tmp_path: Path) -> None:
+    received = Received()
+    (request,) = requests(1).values()
+    async with world(tmp_path) as here, aiohttp.ClientSession() as session:
+        gateway = await here.start()
+        await here.faults(session, {"failed": {"count": 1}, "cold_start": {"count": 1, "seconds": 3}})
+        async with session.post(
+            f"{gateway.url}/v2/{MODEL}", json=request, headers={"x-api-key": here.key}
+        ) as answer:
+            identity = (await answer.json())["request_id"]
+        gateway.kill_all()
+        await gateway.ended()
+        gateway = await here.start()
+        caller = Caller(here, session, received, url=lambda: gateway.url, chance=seeded(1))
+        async with asyncio.timeout(60):
+            outcome = await caller.outcome(identity)
+        gateway.process.terminate()
+        assert await gateway.ended() == 0
+        figures = await examined(here, session, received)
+
+    assert outcome == "FAILED"
+    assert figures.payments == 0
