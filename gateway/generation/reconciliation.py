@@ -172,6 +172,7 @@ class Reconciliation:
         return min(self._clock(), _sent_at(purchase) + _ARRIVAL_SECONDS) + self._slack_seconds
 
     async def _by_time(self, group: Sequence[Purchase], decisions: list[Decision]) -> None:
+        asked_at = self._clock()
         try:
             calls = await self._history.past_calls(self._since(group[0]), self._until(group[-1]))
         except _FAULTS as fault:
@@ -191,10 +192,10 @@ class Reconciliation:
             if (purchase.id, purchase.ticket) not in still_unknown:
                 raise _Overtaken
             if purchase.ticket is not None:
-                decision = self._by_list(purchase, calls)
+                decision = self._by_list(purchase, calls, asked_at)
             else:
                 free = [call for call in alike[purchase.id] if call.ticket not in taken]
-                decision = self._by_inputs(purchase, free, rivals)
+                decision = self._by_inputs(purchase, free, rivals, asked_at)
             await self._carry_out(decision, decisions)
             if decision.ticket is not None:
                 taken.add(decision.ticket)
@@ -209,13 +210,13 @@ class Reconciliation:
             and likeness_of(call, purchase.request) is not Likeness.OTHER
         ]
 
-    def _by_list(self, purchase: Purchase, calls: Sequence[PastCall]) -> Decision:
+    def _by_list(self, purchase: Purchase, calls: Sequence[PastCall], asked_at: float) -> Decision:
         """For a ticket of which the history knew nothing: its list has to say the same."""
         call = next((call for call in calls if call.ticket == purchase.ticket), None)
-        return self._absent(purchase) if call is None else self._according_to(call, purchase)
+        return self._absent(purchase, asked_at) if call is None else self._according_to(call, purchase)
 
     def _by_inputs(
-        self, purchase: Purchase, free: Sequence[PastCall], rivals: Sequence[Purchase]
+        self, purchase: Purchase, free: Sequence[PastCall], rivals: Sequence[Purchase], asked_at: float
     ) -> Decision:
         same = [call for call in free if likeness_of(call, purchase.request) is Likeness.SAME]
         if same and any(equal_requests(rival.request, purchase.request) for rival in rivals):
@@ -231,10 +232,11 @@ class Reconciliation:
             return _left_open(
                 purchase, f"the upstream's history shows {len(free)} that it may be: an operator has to tell"
             )
-        return self._absent(purchase)
+        return self._absent(purchase, asked_at)
 
-    def _absent(self, purchase: Purchase) -> Decision:
-        if self._clock() <= _sent_at(purchase) + self._history_lag_seconds:
+    def _absent(self, purchase: Purchase, asked_at: float) -> Decision:
+        # By the time of the question: whoever falls asleep before the decision wakes up with an answer that is old.
+        if asked_at <= _sent_at(purchase) + self._history_lag_seconds:
             return _left_open(purchase, "the upstream's history does not show it, and may lag")
         return Decision(purchase.id, Verdict.NOT_BOUGHT, "the upstream's history does not show it")
 

@@ -71,6 +71,18 @@ class Conclusion:
     """How much of the wait was the upstream's, or another flight's."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Boarded:
+    """A flight that a request is on."""
+
+    flight: GenerationFlight
+    purchase: PurchaseId | None = None
+    """What was reserved for this very request at the take-off, if anything was."""
+
+    pays: bool = False
+    """Whether the flight took off for this request."""
+
+
 class GenerationService:
     """Buys each generation once, whoever asks, however often, and whatever breaks in between.
 
@@ -121,12 +133,12 @@ class GenerationService:
             raise ShuttingDown(
                 "The gateway is shutting down and takes no new work; the same request will do after its restart."
             )
-        flight, purchase = await self._board(caller, request)
+        boarded = await self._board(caller, request)
         record = RequestRecord(
-            identity, caller.tenant.name, caller.key_id, request, self._clock(), purchase=purchase
+            identity, caller.tenant.name, caller.key_id, request, self._clock(), purchase=boarded.purchase
         )
         await self._records.open(record)
-        return Accepted(record, self._follow(record, flight))
+        return Accepted(record, self._follow(record, boarded))
 
     async def conclusion(self, accepted: Accepted, *, wait_seconds: float) -> Conclusion:
         """What became of an accepted request, after at most `wait_seconds`.
@@ -212,7 +224,7 @@ class GenerationService:
             flight, _ = self._flights.board(
                 record.request.fingerprint, self._purchasing.flight(caller, record.request)
             )
-            self._follow(record, flight)
+            self._follow(record, _Boarded(flight))
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no new work, let flights land for `grace_seconds`, and leave the rest to the journal."""
@@ -252,10 +264,8 @@ class GenerationService:
 
     # --- Passengers
 
-    async def _board(
-        self, caller: Caller, request: GenerationRequest
-    ) -> tuple[GenerationFlight, PurchaseId | None]:
-        """A flight that is cleared, and the purchase that was made for this very caller, if one was."""
+    async def _board(self, caller: Caller, request: GenerationRequest) -> _Boarded:
+        """A flight that is cleared, and whether it is this caller's."""
         while True:
             flight, joined = self._flights.board(
                 request.fingerprint, self._purchasing.flight(caller, request)
@@ -272,11 +282,11 @@ class GenerationService:
                 raise ShuttingDown(
                     "The gateway is shutting down; send the same request again."
                 ) from cancelled
-            return flight, None if joined else purchase
+            return _Boarded(flight) if joined else _Boarded(flight, purchase, pays=True)
 
-    def _follow(self, record: RequestRecord, flight: GenerationFlight) -> asyncio.Task[Conclusion]:
+    def _follow(self, record: RequestRecord, boarded: _Boarded) -> asyncio.Task[Conclusion]:
         """See to it that the record gets its outcome, whether anybody waits for it or not."""
-        follower = asyncio.create_task(self._conclude(record, flight))
+        follower = asyncio.create_task(self._conclude(record, boarded))
         self._followers[record.id] = follower
 
         def forget(task: asyncio.Task[Conclusion]) -> None:
@@ -287,15 +297,15 @@ class GenerationService:
         follower.add_done_callback(forget)
         return follower
 
-    async def _conclude(self, record: RequestRecord, flight: GenerationFlight) -> Conclusion:
+    async def _conclude(self, record: RequestRecord, boarded: _Boarded) -> Conclusion:
         boarded_at = asyncio.get_running_loop().time()
         try:
-            record, landed = await self._landing(record, flight)
+            boarded, landed = await self._landing(record, boarded)
         except (NotBought, RequestRefused, ResultBroken) as error:
             failure = Failed(error.code, str(error), error.details)
             await persist(lambda: self._records.conclude(record.id, failure))
             raise
-        outcome, saved = _share(record, landed)
+        outcome, saved = _share(record, landed, pays=boarded.pays)
         await persist(lambda: self._records.conclude(record.id, outcome))
         self._at_step(Step.CONCLUDED)
         self._tallies.count(record.tenant, record.request.model, outcome.status, saved)
@@ -306,15 +316,15 @@ class GenerationService:
         )
         return Conclusion(outcome, waited)
 
-    async def _landing(self, record: RequestRecord, flight: GenerationFlight) -> tuple[RequestRecord, Landed]:
-        """What the flight brings home, and the record, with its purchase if one was made for it on the way.
+    async def _landing(self, record: RequestRecord, boarded: _Boarded) -> tuple[_Boarded, Landed]:
+        """What the flight brings home, and which flight it was in the end.
 
         A flight that waits for what another process left is cleared before it is known whether that was bought. If
         it was not, whoever took off may be unwilling or unable to pay for it; then each passenger may still be.
         """
         while True:
             try:
-                return record, await flight.landing()
+                return boarded, await boarded.flight.landing()
             except Abandoned:
                 pass
             except BudgetExceeded as refusal:
@@ -323,16 +333,17 @@ class GenerationService:
             caller = self._identify(record.tenant, record.key_id)
             if caller is None:
                 raise Unavailable("Nobody is left to pay for this request; nothing was bought.")
-            flight, purchase = await self._board(caller, record.request)
-            record = replace(record, purchase=record.purchase or purchase)
+            boarded = await self._board(caller, record.request)
 
 
-def _share(record: RequestRecord, landed: Landed) -> tuple[Completed, Money]:
-    """What a request is charged, and what it saved: whoever made the purchase pays for it, alone."""
+def _share(record: RequestRecord, landed: Landed, *, pays: bool = False) -> tuple[Completed, Money]:
+    """What a request is charged, and what it saved: whoever made the purchase pays for it, alone.
+
+    `pays` says that the flight took off for this request: what the flight itself has bought, it has bought for it,
+    even where it first waited for what somebody else had left.
+    """
     generation = landed.generation
-    # Whoever made the flight take off pays for what the flight bought, even if it had to be bought a second time.
-    is_payer = record.purchase is not None and landed.found is Found.BOUGHT
-    if is_payer or generation.purchase == record.purchase:
+    if (pays and landed.found is Found.BOUGHT) or generation.purchase == record.purchase:
         status = CacheStatus.BYPASS if record.request.fresh else CacheStatus.MISS
         return Completed(generation, generation.cost, status), Money.ZERO
     match landed.found:

@@ -343,3 +343,19 @@ async def test_where_the_operator_wants_it_an_unknown_purchase_is_given_up_when_
     bill, usage, metrics = await house.until_billed(2), await house.usage(), await house.metrics()
     assert usage["spent_micros"] == bill.micros == 2 * PRICE_MICROS
     assert metrics.value("gateway_paid_and_lost_usd_total") == 0.004
+
+
+async def test_who_waited_for_what_was_not_bought_and_then_buys_it_is_told_what_it_cost(house: House) -> None:
+    await house.restart(reconcile__wait_seconds=0.05, reconcile__history_lag_seconds=60)
+    await house.faults({"submit_dropped": {"count": 1}, "history_lag": {"seconds": 1e9}})
+    assert (await house.make()).status == 504
+    await house.restart(reconcile__wait_seconds=20)
+    waiting = asyncio.create_task(house.make())
+    await house.until_pending(2)
+
+    await house.faults({"history_lag": {}})
+    house.clock.ahead_seconds += 61
+
+    answer = await waiting
+    assert (answer.status, answer.cache, answer.headers["x-cost"]) == (200, "fwd=miss; stored", "0.004")
+    assert (await house.usage())["spent_micros"] == PRICE_MICROS

@@ -651,3 +651,16 @@ async def test_foreign_spend_that_cannot_be_seen_is_not_nothing(desk: Desk) -> N
 
     with pytest.raises(UpstreamUnreachable):
         await foreign(desk).total()
+
+
+async def test_a_history_that_was_read_before_a_long_sleep_proves_no_absence_after_it(desk: Desk) -> None:
+    """The process is stopped, or its machine sleeps, between reading the history and deciding."""
+    purchase = await desk.lose()
+
+    async def asleep() -> None:
+        desk.clock.now += 2 * LAG_SECONDS
+
+    desk.history.meanwhile = asleep
+
+    assert await desk.verdict() is Verdict.OPEN
+    assert await desk.state(purchase) is State.UNKNOWN
