@@ -72,7 +72,6 @@ class _Supervisor:
         self._counts = counts
         self._workers: dict[int, Child] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._stopping = False
         self._log = log_for("supervisor")
 
     async def start(self, workers: int) -> None:
@@ -83,7 +82,6 @@ class _Supervisor:
 
     async def stop(self) -> None:
         """End them all, each with its grace."""
-        self._stopping = True
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)

@@ -193,11 +193,6 @@ class GenerationService:
         """Whether new work is refused, because the gateway is shutting down."""
         return self._closing
 
-    @property
-    def in_flight(self) -> int:
-        """How many generations are being made."""
-        return len(self._flights)
-
     # --- What a crash or a fault has left
 
     async def resume(self) -> None:
