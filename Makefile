@@ -11,7 +11,7 @@ AGAIN := $(MAKE) --no-print-directory --silent
 # Whether .venv can be used: of a Python that is new enough, made in this very place, and with a pip.
 SOUND := import os, pip, sys; sys.exit(sys.version_info < (3, 11) or os.path.realpath(sys.prefix) != os.path.realpath(".venv"))
 
-.PHONY: run test chaos check alerts bench-paid-once install install-dev environment lock clean
+.PHONY: run test chaos check alerts bench-paid-once bench-quick install install-dev environment lock clean
 
 run: install
 	@exec $(BIN)/python -m gateway serve --config $(CONFIG)
@@ -38,6 +38,10 @@ alerts:
 # BENCH=--full takes the real lengths. See docs/benchmarks.md.
 bench-paid-once: install
 	@exec $(BIN)/python -m bench.paid_once $(BENCH)
+
+# How fast hits are beside nginx's, in under two minutes; wants wrk and nginx, and names what is missing. See docs/benchmarks.md.
+bench-quick: install
+	@exec $(BIN)/python -m bench.speed --quick $(BENCH)
 
 install: environment
 	@$(AGAIN) .venv/installed
