@@ -31,11 +31,7 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
         _without_secrets,
     )
     structlog.configure(
-        processors=(
-            *shared,
-            *render,
-            structlog.processors.JSONRenderer(serializer=_to_text),
-        ),
+        processors=[*shared, *render, structlog.processors.JSONRenderer(serializer=_to_text)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=False,
