@@ -13,7 +13,7 @@ from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Tenant, Window
 from gateway.domain.tenant import Caller as Buyer
 from gateway.generation import intake
-from gateway.ledger.contract import Held
+from gateway.ledger.contract import Held, State
 from gateway.settings import load_settings
 from tests.chaos.callers import Caller, Received, requests, seeded
 from tests.chaos.invariants import examined
@@ -91,13 +91,18 @@ async def test_a_passenger_is_not_refused_for_the_empty_budget_of_the_tenant_who
 async def test_an_id_that_outlives_its_process_is_told_that_its_generation_failed(tmp_path: Path) -> None:
     received = Received()
     (request,) = requests(1).values()
-    async with world(tmp_path) as here, aiohttp.ClientSession() as session:
+    # Should it die before it was sent after all, that is to be known soon.
+    quick = {"reconcile.history_lag_seconds": 1}
+    async with world(tmp_path, settings=quick) as here, aiohttp.ClientSession() as session:
         gateway = await here.start()
         await here.faults(session, {"failed": {"count": 1}, "cold_start": {"count": 1, "seconds": 3}})
         async with session.post(
             f"{gateway.url}/v2/{MODEL}", json=request, headers={"x-api-key": here.key}
         ) as answer:
             identity = (await answer.json())["request_id"]
+        async with asyncio.timeout(60):
+            while (await here.books()).purchases[0].state in {State.QUEUED, State.SENDING}:
+                await asyncio.sleep(0.05)
         gateway.kill_all()
         await gateway.ended()
         gateway = await here.start()
