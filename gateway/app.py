@@ -59,6 +59,10 @@ SANDBOX_KEY = "SG_0123456789abcdef"
 
 _SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
 _LINK_SECRET_BYTES = 32
+_LEDGER = "ledger.sqlite3"
+
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where workers of one port keep what each has counted, by the name under which prometheus_client looks for it."""
 
 CRASH_VARIABLE = "GATEWAY_CRASH_AT"
 """Where a test says at which step of a purchase the process is to die."""
@@ -98,14 +102,14 @@ async def running_gateway(
     listen on the same ports, and the kernel deals the connections out. Raises CannotStart, DocumentInvalid.
     """
     catalog, tenants = declared(settings)
-    metrics = Metrics(shared_directory=environment.get("PROMETHEUS_MULTIPROC_DIR"))
+    metrics = Metrics(shared_directory=environment.get(METRICS_VARIABLE))
     async with AsyncExitStack() as closing:
         directory = _prepared(settings.storage.directory)
         owners = Owners(directory / "owners")
         closing.callback(owners.close)
         duty = Duty(directory / "duty.lock")
         closing.callback(duty.close)
-        database = SqliteDatabase(directory / "ledger.sqlite3")
+        database = SqliteDatabase(directory / _LEDGER)
         closing.callback(database.close)
         ledger = SqliteLedger(
             database,
@@ -238,7 +242,7 @@ def declared(settings: Settings) -> tuple[Catalog, Tenants]:
 async def opened_keys(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteKeys]:
     """The tenants' keys alone, for commands; a gateway may be running on the same ledger."""
     _, tenants = declared(settings)
-    database = SqliteDatabase(_prepared(settings.storage.directory) / "ledger.sqlite3")
+    database = SqliteDatabase(_prepared(settings.storage.directory) / _LEDGER)
     try:
         keys = SqliteKeys(database, tenants=tenants, clock=clock)
         try:
@@ -253,7 +257,7 @@ async def opened_keys(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> Asy
 async def opened_ledger(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteLedger]:
     """The ledger alone, for commands; a gateway may be running on it. Raises CannotStart if there is none yet."""
     directory = settings.storage.directory
-    path = directory / "ledger.sqlite3"
+    path = directory / _LEDGER
     # A new one would be empty, and in perfect order.
     if not path.is_file():
         raise CannotStart(

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from prometheus_client import multiprocess
 
-from gateway.app import CannotStart
+from gateway.app import METRICS_VARIABLE, CannotStart
 from gateway.cli import children
 from gateway.cli.children import Child
 from gateway.settings import Settings
 from gateway.telemetry.logs import log_for
-
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0

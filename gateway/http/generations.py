@@ -77,7 +77,8 @@ class Generations:
                 return await self._record_response(request, caller, accepted.record, conclusion.outcome)
             opened = await open_blob(self._blobs, conclusion.outcome.generation.blob.digest)
             if opened is not None:
-                headers = await self._headers(request, caller, conclusion.outcome)
+                left = await self._remaining(caller)
+                headers = self._headers(request, conclusion.outcome, left)
                 return await opened.answer(request, headers)
             # Dropped between the look-up and now. It was paid for: ask again, and it is fetched again.
         raise ResultUnavailable("The media was made, and could not be kept; send the same request again.")
@@ -164,7 +165,7 @@ class Generations:
 
     # --- Out
 
-    async def _headers(self, request: web.Request, caller: Caller, outcome: Completed) -> dict[str, str]:
+    def _headers(self, request: web.Request, outcome: Completed, left: Money | None) -> dict[str, str]:
         generation = outcome.generation
         headers = {
             "Content-Type": generation.blob.media_type,
@@ -177,9 +178,8 @@ class Generations:
             headers["x-generation-time"] = f"{generation.seconds:g}"
         if generation.seed is not None:
             headers["x-seed-value"] = str(generation.seed)
-        remaining = await self._remaining(caller)
-        if remaining is not None:
-            headers["x-remaining-credits"] = _usd(remaining)
+        if left is not None:
+            headers["x-remaining-credits"] = _usd(left)
         return headers
 
     async def _remaining(self, caller: Caller) -> Money | None:
@@ -189,7 +189,8 @@ class Generations:
     async def _record_response(
         self, request: web.Request, caller: Caller, record: RequestRecord, outcome: Completed
     ) -> web.Response:
-        headers = await self._headers(request, caller, outcome)
+        left = await self._remaining(caller)
+        headers = self._headers(request, outcome, left)
         headers[REQUEST_ID] = record.id
         del headers["Content-Type"]
         generation = outcome.generation
@@ -198,7 +199,7 @@ class Generations:
             "status": "COMPLETED",
             "request_id": record.id,
             "error": None,
-            "metrics": self._metrics(record, outcome, await self._remaining(caller), record.concluded_at),
+            "metrics": self._metrics(record, outcome, left, record.concluded_at),
             **await self._output(generation, files),
             "seed": None if generation.seed is None else str(generation.seed),
             "timings": {},
