@@ -105,11 +105,17 @@ class Ledger(Protocol):
     """
 
     async def reserve(
-        self, caller: Caller, request: GenerationRequest, *, newest_known: PurchaseId | None
-    ) -> Held | Purchase:
+        self,
+        caller: Caller,
+        request: GenerationRequest,
+        *,
+        newest_known: PurchaseId | None,
+        sending: bool = False,
+    ) -> Held | Sent | Purchase:
         """Hold `request.price` against every budget of the tenant.
 
-        If the newest purchase of this fingerprint that was not released is another than `newest_known`, nothing is
+        With `sending` it is written down in the same transaction that the request is about to leave, and the answer
+        is a Sent: for whoever sends at once, and has nobody to wait for. If the newest purchase of this fingerprint that was not released is another than `newest_known`, nothing is
         held and that purchase is the answer: somebody was faster. Raises BudgetExceeded when one budget has no
         room: spent + reserved + price may equal a limit, and never pass it.
         """

@@ -122,11 +122,16 @@ class SqliteLedger:
     # --- Ledger
 
     async def reserve(
-        self, caller: Caller, request: GenerationRequest, *, newest_known: PurchaseId | None
-    ) -> Held | Purchase:
+        self,
+        caller: Caller,
+        request: GenerationRequest,
+        *,
+        newest_known: PurchaseId | None,
+        sending: bool = False,
+    ) -> Held | Sent | Purchase:
         now = self._clock()
         return await self._database.write(
-            lambda connection: self._reserve(connection, now, caller, request, newest_known)
+            lambda connection: self._reserve(connection, now, caller, request, newest_known, sending=sending)
         )
 
     def _reserve(
@@ -136,7 +141,9 @@ class SqliteLedger:
         caller: Caller,
         request: GenerationRequest,
         newest_known: PurchaseId | None,
-    ) -> Held | Purchase:
+        *,
+        sending: bool,
+    ) -> Held | Sent | Purchase:
         newest = _newest(connection, request.fingerprint)
         if newest is not None and (newest.id != newest_known or newest.state.is_open):
             return newest
@@ -155,8 +162,8 @@ class SqliteLedger:
         purchase = PurchaseId(uuid.uuid4().hex)
         connection.execute(
             "INSERT INTO purchases (id, fingerprint, tenant, key_id, model, parameters, seed, fresh, state, "
-            "held_micros, day, owner, lease_until, fence, reserved_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, 1, ?)",
+            "held_micros, day, owner, lease_until, fence, reserved_at, sent_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
             (
                 purchase,
                 request.fingerprint,
@@ -166,14 +173,16 @@ class SqliteLedger:
                 json.dumps(request.parameters, ensure_ascii=False),
                 request.seed,
                 request.fresh,
+                (State.SENDING if sending else State.QUEUED).value,
                 request.price.micros,
                 int(now // _SECONDS_PER_DAY),
                 self._owner,
                 now + self._lease_seconds,
                 now,
+                now if sending else None,
             ),
         )
-        return Held(purchase, 1)
+        return Sent(purchase, 1) if sending else Held(purchase, 1)
 
     async def send(self, held: Held) -> Sent:
         now = self._clock()

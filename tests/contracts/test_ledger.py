@@ -173,6 +173,61 @@ async def test_concurrent_reservations_stop_exactly_at_the_limit(ledger: SqliteL
     assert sum(await asyncio.gather(*(attempt(number) for number in range(200)))) == 10
 
 
+async def test_what_is_reserved_to_be_sent_at_once_is_held_and_sent(
+    ledger: SqliteLedger, clock: MovableClock
+) -> None:
+    clock.now += 5
+
+    sent = await ledger.reserve(caller(), request(), newest_known=None, sending=True)
+
+    assert isinstance(sent, Sent)
+    newest = await ledger.newest(request().fingerprint)
+    assert newest is not None
+    assert (newest.id, newest.state) == (sent.purchase, State.SENDING)
+    assert (newest.reserved_at, newest.sent_at) == (clock.now, clock.now)
+    assert await ledger.reserved() == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+    await settled(ledger, await ledger.record_ticket(sent, Ticket("T1")))
+    assert await ledger.spent() == {("acme", "ltx-2-19b-t2v"): Money(416_000)}
+    assert await ledger.verify() == []
+
+
+async def test_what_is_only_reserved_has_not_been_sent(ledger: SqliteLedger) -> None:
+    await held(ledger)
+
+    newest = await ledger.newest(request().fingerprint)
+
+    assert newest is not None
+    assert (newest.state, newest.sent_at) == (State.QUEUED, None)
+
+
+async def test_what_would_be_sent_at_once_is_refused_as_what_would_wait_is(ledger: SqliteLedger) -> None:
+    buyer = caller(("0.5", Window.TOTAL))
+    first = await ledger.reserve(buyer, request(), newest_known=None, sending=True)
+    assert isinstance(first, Sent)
+
+    with pytest.raises(BudgetExceeded):
+        await ledger.reserve(buyer, request("a dog"), newest_known=None, sending=True)
+    again = await ledger.reserve(buyer, request(), newest_known=first.purchase, sending=True)
+
+    assert isinstance(again, Purchase)
+    assert (again.id, again.state) == (first.purchase, State.SENDING)
+
+
+async def test_what_was_sent_at_once_may_have_been_bought_when_its_owner_dies(open_ledger: Open) -> None:
+    one, two = open_ledger("one"), open_ledger("two", frozenset())
+    sent = await one.reserve(caller(), request(), newest_known=None, sending=True)
+    assert isinstance(sent, Sent)
+
+    (orphan,) = await two.orphans()
+    adopted = await two.adopt(orphan.id)
+
+    assert adopted == Sent(sent.purchase, sent.fence + 1)
+    await two.mark_unknown(adopted, "silence")
+    assert await two.unknown() == Money(416_000)
+    with pytest.raises(ClaimLost):
+        await one.record_ticket(sent, Ticket("late"))
+
+
 # --- The way of a purchase
 
 

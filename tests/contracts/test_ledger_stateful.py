@@ -193,10 +193,26 @@ class Journal(RuleBasedStateMachine):
         has_looked=st.booleans(),
     )
     def reserve(self, owner: str, tenant: str, name: str, price: str, *, has_looked: bool) -> Papers:
+        return self._reserve(owner, tenant, name, price, has_looked=has_looked, sending=False)
+
+    @rule(
+        target=sending,
+        owner=owners,
+        tenant=st.sampled_from(sorted(LIMITS)),
+        name=names,
+        price=st.sampled_from(PRICES),
+        has_looked=st.booleans(),
+    )
+    def reserve_and_send(self, owner: str, tenant: str, name: str, price: str, *, has_looked: bool) -> Papers:
+        return self._reserve(owner, tenant, name, price, has_looked=has_looked, sending=True)
+
+    def _reserve(
+        self, owner: str, tenant: str, name: str, price: str, *, has_looked: bool, sending: bool
+    ) -> Papers:
         newest = self._newest(name)
         known = newest.id if newest is not None and has_looked else None
         buyer = caller(*LIMITS[tenant], tenant=tenant)
-        work = self.ledgers[owner].reserve(buyer, request(name, price), newest_known=known)
+        work = self.ledgers[owner].reserve(buyer, request(name, price), newest_known=known, sending=sending)
         if newest is not None and (known is None or newest.state.is_open):
             answer = self._do(work)
             assert isinstance(answer, Purchase)
@@ -206,19 +222,20 @@ class Journal(RuleBasedStateMachine):
             with pytest.raises(BudgetExceeded):
                 self._do(work)
             return multiple()
-        held = self._do(work)
-        assert isinstance(held, Held)
+        claim = self._do(work)
+        assert isinstance(claim, Sent if sending else Held)
         now = self.clock()
-        self.rows[held.purchase] = Row(
-            held.purchase,
+        self.rows[claim.purchase] = Row(
+            claim.purchase,
             name,
             tenant,
             Money.exactly(price),
             int(now // DAY_SECONDS),
             self._name(owner),
             now + LEASE_SECONDS,
+            _state_of(claim),
         )
-        return Paper(self._name(owner), held)
+        return Paper(self._name(owner), claim)
 
     @rule(target=sending, paper=st.one_of(holding, adopted))
     def send(self, paper: Paper) -> Papers:
@@ -409,23 +426,15 @@ class Journal(RuleBasedStateMachine):
         ticket = self._new_ticket()
         ledger, row = self.ledgers[owner], self.rows[claim.purchase]
 
-        async def begin() -> None:
-            work: Awaitable[object]
-            match claim:
-                case Held():
-                    work = ledger.send(claim)
-                case Sent():
-                    work = ledger.record_ticket(claim, ticket)
-                case Bought():
-                    work = ledger.settle(claim, cost=None, blobs=[BLOB], seed=7, seconds=1.0)
-            begun = asyncio.ensure_future(work)  # noqa: TID251 -- it is dropped: that is the point
-            await asyncio.sleep(0)
-            if has_begun:
-                await asyncio.sleep(0.0005)
-            begun.cancel()
-            await asyncio.wait([begun])
-
-        self.runner.run(begin())
+        work: Awaitable[object]
+        match claim:
+            case Held():
+                work = ledger.send(claim)
+            case Sent():
+                work = ledger.record_ticket(claim, ticket)
+            case Bought():
+                work = ledger.settle(claim, cost=None, blobs=[BLOB], seed=7, seconds=1.0)
+        self.runner.run(self._begin(work, has_begun=has_begun))
         self.die_and_be_replaced(owner)
         written = self._do(self.ledgers[owner].purchase(row.id))
         assert written is not None
@@ -437,6 +446,44 @@ class Journal(RuleBasedStateMachine):
             }[row.state]
             row.ticket = ticket if row.state is State.RUNNING else row.ticket
             row.cost = row.held if row.state is State.SETTLED else None
+
+    @rule(owner=owners, name=names, has_begun=st.booleans(), sending=st.booleans())
+    def die_while_reserving(self, owner: str, name: str, *, has_begun: bool, sending: bool) -> None:
+        """Either nothing is held, or what is held says whether the request may have left."""
+        newest = self._newest(name)
+        if newest is not None and newest.state.is_open:
+            return
+        now, name_of_the_dead = self.clock(), self._name(owner)
+        known = None if newest is None else newest.id
+        work = self.ledgers[owner].reserve(
+            caller(tenant="zoo"), request(name, "0.2"), newest_known=known, sending=sending
+        )
+
+        self.runner.run(self._begin(work, has_begun=has_begun))
+        self.die_and_be_replaced(owner)
+        written = self._do(self.ledgers[owner].newest(request(name).fingerprint))
+        if written is None or written.id == known:
+            return
+        assert written.state is (State.SENDING if sending else State.QUEUED)
+        self.rows[written.id] = Row(
+            written.id,
+            name,
+            "zoo",
+            Money.exactly("0.2"),
+            int(now // DAY_SECONDS),
+            name_of_the_dead,
+            now + LEASE_SECONDS,
+            written.state,
+        )
+
+    @staticmethod
+    async def _begin(work: Awaitable[object], *, has_begun: bool) -> None:
+        begun = asyncio.ensure_future(work)  # noqa: TID251 -- it is dropped: that is the point
+        await asyncio.sleep(0)
+        if has_begun:
+            await asyncio.sleep(0.0005)
+        begun.cancel()
+        await asyncio.wait([begun])
 
     # --- What is true after every step
 
