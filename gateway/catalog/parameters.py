@@ -41,6 +41,12 @@ class Schema:
             "additionalProperties": takes_others,
         }
         self._properties = properties
+        self._names = frozenset(properties)
+        self._defaults = {
+            name: in_one_form(declared["default"])
+            for name, declared in properties.items()
+            if "default" in declared
+        }
         self._validator = jsonschema_rs.Draft202012Validator(
             self.document,
             offline=True,
@@ -49,6 +55,12 @@ class Schema:
 
     def complete(self, model: str, given: Mapping[str, Json]) -> Parameters:
         """`given` as it will be sent; InvalidParameters, with every problem there is, when it cannot be."""
+        if (
+            self._names.issuperset(given)
+            and all(map(_in_form, given.values()))
+            and self._validator.is_valid(given)
+        ):
+            return {**self._defaults, **given}
         problems: dict[str, Problem] = {}
         for problem in self._problems(given):
             # One a field: the first says enough, and what has no form is not missing as well.
@@ -58,12 +70,7 @@ class Schema:
                 break
         if problems:
             raise InvalidParameters(model, list(problems.values()))
-        defaults = {
-            name: in_one_form(declared["default"])
-            for name, declared in self._properties.items()
-            if "default" in declared
-        }
-        return {**defaults, **{name: in_one_form(value) for name, value in given.items()}}
+        return {**self._defaults, **{name: in_one_form(value) for name, value in given.items()}}
 
     def _problems(self, given: Mapping[str, Json]) -> Iterator[Problem]:
         writable: dict[str, Json] = {}
@@ -103,6 +110,20 @@ class Schema:
 
     def _allowed(self, name: str) -> str | None:
         return in_words(self._properties[name]) if name in self._properties else None
+
+
+def _in_form(value: Json) -> bool:
+    """Whether `value` is plain, has a canonical form and is in it: most are, and need no further look."""
+    match value:
+        case str():
+            return value.isascii() or _is_text(value)
+        case bool():
+            return True
+        case int():
+            return -GREATEST_INTEGER <= value <= GREATEST_INTEGER
+        case float():
+            return -GREATEST_INTEGER < value < GREATEST_INTEGER and not value.is_integer()
+    return False
 
 
 def in_one_form(value: Json) -> Json:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
+import orjson
 import rfc8785
 
 from gateway.domain.generation import Parameters
 from gateway.domain.identity import Fingerprint
+
+_EXACT = 2**53
+_LEAST_WITHOUT_EXPONENT, _MOST_WITHOUT_EXPONENT = 1e-3, 1e15
 
 SCHEMA_VERSION = 1
 """Goes up whenever the same request would have to be told from an older one of the same words."""
@@ -23,4 +28,29 @@ def fingerprint_of(model: str, parameters: Parameters, *, scope: str | None = No
     named: Any = {"schema": SCHEMA_VERSION, "model": model, "parameters": dict(parameters)}
     if scope is not None:
         named["scope"] = scope
-    return Fingerprint(hashlib.sha256(rfc8785.dumps(named)).hexdigest())
+    return Fingerprint(hashlib.sha256(_canonical(named)).hexdigest())
+
+
+def _canonical(named: Mapping[str, Any]) -> bytes:
+    """The canonical JSON of a request (RFC 8785): where orjson is known to write the same, by orjson, which is fast."""
+    if all(map(_is_plain, named["parameters"].items())):
+        try:
+            return orjson.dumps(named, option=orjson.OPT_SORT_KEYS)
+        except TypeError:
+            pass  # half of a surrogate pair, for one: whoever writes the canonical form says what is wrong with it
+    return rfc8785.dumps(named)
+
+
+def _is_plain(member: tuple[str, Any]) -> bool:
+    """Whether orjson writes it as RFC 8785 does: names that sort alike as UTF-8 and as UTF-16, no exponents."""
+    name, value = member
+    kind = type(value)
+    if kind is int:
+        return -_EXACT < value < _EXACT and name.isascii()
+    if kind is float:
+        return (
+            _LEAST_WITHOUT_EXPONENT <= abs(value) < _MOST_WITHOUT_EXPONENT
+            and not value.is_integer()
+            and name.isascii()
+        )
+    return (kind is str or kind is bool or value is None) and name.isascii()

@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import orjson
+
 from gateway.catalog.contract import Model
 from gateway.domain.errors import MalformedRequest, ModelForbidden
 from gateway.domain.generation import GenerationRequest, Json
@@ -18,6 +20,7 @@ ANY_SEED = -1
 """What a caller sends for something new each time."""
 
 _SEEDS = 2**31 - 1
+_EXACT = 2.0**53
 
 
 def parse(body: bytes) -> Mapping[str, Json]:
@@ -26,6 +29,9 @@ def parse(body: bytes) -> Mapping[str, Json]:
     Stricter than the upstream where leniency would change what is bought: a name given twice is refused, since
     one of its values would be lost; so are NaN and Infinity, which are not JSON.
     """
+    plain = _parse_plain(body)
+    if plain is not None:
+        return plain
     try:
         value = json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -73,6 +79,37 @@ def name(tenant: Tenant, model: Model, given: Mapping[str, Json]) -> GenerationR
         seed=seed if isinstance(seed, int) else None,
         fresh=fresh,
     )
+
+
+def _parse_plain(body: bytes) -> dict[str, Json] | None:
+    """The object in a body like most are, without nesting or anything odd; None for the strict parser to judge.
+
+    orjson is five times as fast, and lenient in two ways that matter: it keeps the last of two equal names, and it
+    reads integers beyond 64 bits as the nearest float. So the texts that were written are counted, and large numbers
+    are left alone.
+    """
+    try:
+        value = orjson.loads(body)
+    except ValueError:
+        return None
+    if type(value) is not dict:
+        return None
+    texts = len(value)
+    for each in value.values():
+        kind = type(each)
+        if kind is str:
+            texts += 1
+        elif kind is float:
+            if not -_EXACT < each < _EXACT:
+                return None
+        elif kind is not int and kind is not bool and each is not None:
+            return None
+    written = body.count(b'"')
+    if b"\\" in body:
+        if b"\\\\" in body:
+            return None
+        written -= body.count(b'\\"')
+    return value if written == 2 * texts else None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hypothesis import given
+import rfc8785
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.generation.fingerprint import fingerprint_of
@@ -26,6 +27,19 @@ def test_a_private_request_has_another_name_than_the_shared_and_than_anothers() 
     names = {fingerprint_of("m", {}, scope=scope) for scope in (None, "acme", "other")}
 
     assert len(names) == 3
+
+
+_NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53) + 1, 2**53 - 1)
+
+
+@given(st.dictionaries(st.text(max_size=3), _SCALARS | _NUMBERS | st.text(max_size=8), max_size=6))
+@example({"a": 1e-3, "b": 0.1 + 0.2, "c": 1e15 + 0.5, "d": 5e-324, "e": 1e21})
+@example({"\ue000": 1, "\U0001f98a": 2})
+@example({"a": '\x00\x1f\x7f\u2028\\"/'})
+def test_whoever_writes_the_canonical_form_writes_the_same(parameters: dict[str, Any]) -> None:
+    named: Any = {"schema": 1, "model": "m", "parameters": parameters}
+
+    assert fingerprint_of("m", parameters) == hashlib.sha256(rfc8785.dumps(named)).hexdigest()
 
 
 @given(_PARAMETERS)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from gateway.domain.errors import MalformedRequest
 from gateway.generation.intake import parse
@@ -32,3 +36,75 @@ def test_an_object_is_read_as_it_is() -> None:
 def test_what_is_no_json_object_is_refused_with_what_it_is(body: bytes, word: str) -> None:
     with pytest.raises(MalformedRequest, match=word):
         parse(body)
+
+
+def _strictly(body: bytes) -> object:
+    """What a body says by the letter of RFC 8259, or that it cannot be read: names given twice are an error."""
+
+    def members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name given twice")
+        return dict(pairs)
+
+    def refused(constant: str) -> object:
+        raise ValueError(constant)
+
+    try:
+        value = json.loads(body, object_pairs_hook=members, parse_constant=refused)
+    except ValueError:
+        return "unreadable"
+    return value if isinstance(value, dict) else "unreadable"
+
+
+def _read(body: bytes) -> object:
+    try:
+        return parse(body)
+    except MalformedRequest:
+        return "unreadable"
+
+
+_TEXTS = st.text(st.sampled_from('ab"\\\n\u00fc\U0001f98a/'), max_size=4)
+_NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.just(2**64) | st.just(-0.0)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | _NUMBERS | _TEXTS, lambda inner: st.lists(inner, max_size=2), max_leaves=3
+)
+
+
+@given(
+    members=st.lists(st.tuples(_TEXTS, _VALUES), max_size=4),
+    ascii_only=st.booleans(),
+    space=st.sampled_from(["", " ", "\n"]),
+)
+@example(members=[("a", 1), ("a", "x")], ascii_only=True, space="")
+@example(members=[('"', '"'), ('"', '\\"')], ascii_only=False, space=" ")
+def test_every_body_is_read_to_the_letter_names_given_twice_and_large_numbers_too(
+    members: list[tuple[str, object]], ascii_only: bool, space: str
+) -> None:
+    written = (
+        f"{json.dumps(name, ensure_ascii=ascii_only)}:{space}{json.dumps(value, ensure_ascii=ascii_only)}"
+        for name, value in members
+    )
+    body = f"{space}{{{f',{space}'.join(written)}}}".encode()
+
+    assert repr(_read(body)) == repr(_strictly(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": -0}',
+        b'{"a": 1E400}',
+        b'{"a": 18446744073709551616}',
+        b'{"a": 9007199254740993}',
+        b'{"a": "\\ud800"}',
+        b'{"a": "\\u0061", "\\u0061": 1}',
+        b'{"\\\\": 1, "\\\\": 2}',
+        b'{"a": 01}',
+        b'{"a": 1} x',
+        b'{"a": "\t"}',
+        b"\xef\xbb\xbf{}",
+        b"{}",
+    ],
+)
+def test_an_odd_body_is_read_to_the_letter(body: bytes) -> None:
+    assert repr(_read(body)) == repr(_strictly(body))
