@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from gateway.database.errors import DatabaseTooNew
+from gateway.database.marks import Marks
 from gateway.domain.errors import StorageUnavailable
 
 T = TypeVar("T")
@@ -40,8 +41,11 @@ class SqliteDatabase:
     Several processes may open the same file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, marks: Marks | None = None) -> None:
+        """`marks`: where it is said what has changed; without them nobody is told."""
         self.path = path
+        self.marks = marks
+        self._changed: set[str] = set()
         # Prompts and hashes of keys are nobody else's: what SQLite puts beside the file gets the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -95,6 +99,13 @@ class SqliteDatabase:
             raise StorageUnavailable("The ledger is closed.")
         self._jobs.put(_Job(work, loop, landing))
         return await landing
+
+    def changes(self, name: str) -> None:
+        """Say, from inside what is written, that it changes what `name` stands for.
+
+        Its mark is another one after the commit, and before anybody is told of the commit.
+        """
+        self._changed.add(name)
 
     async def read(self, work: Work[T]) -> T:
         """What `work` returns; it sees everything that was written before, and can write nothing."""
@@ -169,7 +180,15 @@ class SqliteDatabase:
         except sqlite3.Error as error:
             self._give_up_transaction()
             outcomes = [(job, None, _unavailable(error)) for job in batch]
+        self._change_marks()
         _deliver(outcomes)
+
+    def _change_marks(self) -> None:
+        # Also of what was rolled back: a mark too many costs somebody a look.
+        changed, self._changed = self._changed, set()
+        if self.marks is not None:
+            for name in changed:
+                self.marks.change(name)
 
     def _give_up_transaction(self) -> None:
         try:

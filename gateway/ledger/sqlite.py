@@ -159,6 +159,7 @@ class SqliteLedger:
                     price=request.price,
                     resets_at=budget.per.resets_at(now),
                 )
+        self._changes_what_is_left_to(caller.tenant.name)
         purchase = PurchaseId(uuid.uuid4().hex)
         connection.execute(
             "INSERT INTO purchases (id, fingerprint, tenant, key_id, model, parameters, seed, fresh, state, "
@@ -245,16 +246,19 @@ class SqliteLedger:
             (now, generation.cost.micros, cost is not None, json.dumps(generation.to_json())),
         )
         _spend(connection, bought.purchase)
+        self._changes_what_is_left_to(purchase.tenant)
         return generation
 
     async def release(self, claim: Held | Sent | Bought, reason: str) -> None:
         now = self._clock()
 
         def work(connection: sqlite3.Connection) -> None:
-            if _purchase(connection, claim.purchase).state is not State.RELEASED:
+            purchase = _purchase(connection, claim.purchase)
+            if purchase.state is not State.RELEASED:
                 self._advance(
                     connection, claim, "state = 'released', ended_at = ?, reason = ?", (now, reason)
                 )
+                self._changes_what_is_left_to(purchase.tenant)
 
         await self._database.write(work)
 
@@ -280,6 +284,7 @@ class SqliteLedger:
                 (now, spent.micros, cost is not None, reason),
             )
             _spend(connection, bought.purchase)
+            self._changes_what_is_left_to(purchase.tenant)
 
         await self._database.write(work)
 
@@ -293,6 +298,9 @@ class SqliteLedger:
         )
         if changed.rowcount != 1:
             raise ClaimLost(f"purchase {claim.purchase} is no longer ours to change")
+
+    def _changes_what_is_left_to(self, tenant: str) -> None:
+        self._database.changes(f"tenant:{tenant}")
 
     # --- Custody
 
@@ -410,9 +418,12 @@ class SqliteLedger:
                 f"UPDATE purchases SET {changes} WHERE id = ? AND state = 'unknown' AND NOT {obstacle}",
                 (*values, purchase, *its_values),
             )
-            if changed.rowcount and spends:
+            if changed.rowcount == 0:
+                return False
+            if spends:
                 _spend(connection, purchase)
-            return changed.rowcount == 1
+            self._changes_what_is_left_to(_purchase(connection, purchase).tenant)
+            return True
 
         return await self._database.write(work)
 

@@ -49,7 +49,15 @@ class Keys(Protocol):
         """All keys, or those of one tenant, oldest first, revoked ones included."""
 
     def authenticate(self, presented: str | None) -> Caller:
-        """Who shows this key. Does no I/O that could wait. Raises Unauthenticated."""
+        """Who shows this key. Does no I/O that could wait. Raises Unauthenticated.
+
+        A key that a command or another process of the gateway has made or revoked is known at once; what somebody
+        else has done to the database, within a second.
+        """
+
+    @property
+    def revision(self) -> int:
+        """For as long as this is the same, `authenticate` answers the same. Costs less than asking it."""
 
 
 class KeyUnknown(Exception):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import sqlite3
 import uuid
 import zlib
 from collections.abc import Sequence
 
+from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
-from gateway.domain.errors import Unauthenticated
+from gateway.domain.errors import StorageUnavailable, Unauthenticated
 from gateway.domain.tenant import Caller
 from gateway.tenants.contract import Key, KeyUnknown, Tenants, TenantUnknown
 
@@ -21,6 +23,11 @@ _BODY_LENGTH = 33
 _CHECKSUM_LENGTH = 6
 _HINT_LENGTH = len(_PREFIX) + 8
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+_MARK = "keys"
+_SECONDS_BETWEEN_LOOKS = 1.0
+_BUSY_TIMEOUT_SECONDS = 0.1
+"""The event loop waits for it. Whoever reads is in nobody's way here, but for the moment in which a database is opened."""
 
 _SCHEMA = (
     """
@@ -38,14 +45,18 @@ _SCHEMA = (
     CREATE TRIGGER key_created AFTER INSERT ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
     CREATE TRIGGER key_changed AFTER UPDATE ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
     """,
+    """
+    CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
+    """,
 )
 
 
 class SqliteKeys:
     """Keeps the contract Keys.
 
-    The valid keys are held in memory by their hashes. Whether they are still right is asked of the database on each
-    call, without reading it: SQLite's `data_version` says whether anybody, in any process, has committed since.
+    The valid keys are held in memory by their hashes, for as long as the mark of the keys is what it was. Once a second,
+    and on each call where there are no marks, the database is asked besides, without reading it: SQLite's `data_version`
+    says whether anybody has committed since.
     """
 
     def __init__(self, database: SqliteDatabase, *, tenants: Tenants, clock: Clock) -> None:
@@ -53,7 +64,11 @@ class SqliteKeys:
         self._database = database
         self._tenants = tenants
         self._clock = clock
-        self._watch = sqlite3.connect(database.path, isolation_level=None)
+        self._watch = sqlite3.connect(database.path, isolation_level=None, timeout=_BUSY_TIMEOUT_SECONDS)
+        self._marks = database.marks
+        self._place = Marks.place(_MARK)
+        self._mark = 0
+        self._looked_at = -math.inf
         self._data_version = -1
         self._revision = -1
         self._callers: dict[bytes, Caller] = {}
@@ -67,9 +82,7 @@ class SqliteKeys:
         body = _base62(int.from_bytes(secrets.token_bytes(_RANDOM_BYTES)), _BODY_LENGTH)
         key = f"{_PREFIX}{body}{_checksum(body)}"
         row = (uuid.uuid4().hex[:12], tenant, name, key[:_HINT_LENGTH], _hash(key), self._clock())
-        await self._database.write(
-            lambda connection: connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
-        )
+        await self._write("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
         return key
 
     async def revoke(self, key: str) -> Key:
@@ -85,11 +98,15 @@ class SqliteKeys:
                 else "More than one key has this hint: name the key by its id; see `gateway keys list`."
             )
         (match,) = matches
-        values = (self._clock(), match.id)
-        await self._database.write(
-            lambda connection: connection.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", values)
-        )
+        await self._write("UPDATE keys SET revoked_at = ? WHERE id = ?", (self._clock(), match.id))
         return match
+
+    async def _write(self, statement: str, values: Sequence[object]) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(statement, values)
+            self._database.changes(_MARK)
+
+        await self._database.write(work)
 
     async def listed(self, tenant: str | None) -> Sequence[Key]:
         return await self._select("? IS NULL OR tenant = ?", tenant, tenant)
@@ -100,7 +117,7 @@ class SqliteKeys:
                 "Missing x-api-key in header: send your tenant key as `x-api-key: gwk_...`; "
                 "whoever runs this gateway makes one with `gateway keys create TENANT`."
             )
-        self._refresh()
+        self._look()
         digest = _hash(presented)
         caller = self._callers.get(digest)
         if caller is None:
@@ -120,6 +137,29 @@ class SqliteKeys:
                 "Unauthorized. API key is invalid: it is cut short or mistyped (its checksum does not fit)."
             )
         return "Unauthorized. API key is invalid: it is well formed, but this gateway does not know it."
+
+    @property
+    def revision(self) -> int:
+        self._look()
+        return self._revision
+
+    def _look(self) -> None:
+        """Know what is known by now."""
+        now = self._clock()
+        if self._marks is not None:
+            # Before anything is read: what changes after that is another mark.
+            mark = self._marks.read(self._place)
+            if mark == self._mark and 0.0 <= now - self._looked_at < _SECONDS_BETWEEN_LOOKS:
+                return
+            self._mark = mark
+        try:
+            self._refresh()
+        except sqlite3.OperationalError as error:
+            self._looked_at = -math.inf
+            raise StorageUnavailable(
+                f"The keys cannot be read right now ({error}); try again shortly."
+            ) from error
+        self._looked_at = now
 
     def _refresh(self) -> None:
         (data_version,) = self._watch.execute("PRAGMA data_version").fetchone()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
-from gateway.domain.errors import Unauthenticated
+from gateway.domain.errors import StorageUnavailable, Unauthenticated
 from gateway.domain.tenant import Tenant
 from gateway.tenants.contract import KeyUnknown, TenantUnknown
 from gateway.tenants.sqlite import SqliteKeys
@@ -22,22 +24,30 @@ TENANTS = DeclaredTenants({name: Tenant(name, ()) for name in ("acme", "other")}
 class Registries:
     """The same keys, opened again and again, each time as another process would."""
 
-    def __init__(self, path: Path, closing: ExitStack) -> None:
+    def __init__(self, path: Path, stack: ExitStack, *, marked: bool) -> None:
         self.path = path
-        self.closing = closing
+        self.stack = stack
+        self.marked = marked
+        self.clock = MovableClock()
 
     def open(self, tenants: DeclaredTenants = TENANTS) -> SqliteKeys:
-        database = SqliteDatabase(self.path)
-        self.closing.callback(database.close)
-        keys = SqliteKeys(database, tenants=tenants, clock=MovableClock())
-        self.closing.callback(keys.close)
+        marks = self.marks() if self.marked else None
+        database = SqliteDatabase(self.path, marks=marks)
+        self.stack.callback(database.close)
+        keys = SqliteKeys(database, tenants=tenants, clock=self.clock)
+        self.stack.callback(keys.close)
         return keys
 
+    def marks(self) -> Marks:
+        marks = Marks(self.path.with_name("marks"))
+        self.stack.callback(marks.close)
+        return marks
 
-@pytest.fixture
-def registries(tmp_path: Path) -> Iterator[Registries]:
-    with ExitStack() as closing:
-        yield Registries(tmp_path / "ledger.sqlite3", closing)
+
+@pytest.fixture(params=["marked", "not marked"])
+def registries(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Registries]:
+    with ExitStack() as stack:
+        yield Registries(tmp_path / "ledger.sqlite3", stack, marked=request.param == "marked")
 
 
 async def test_a_key_opens_the_door_for_its_tenant(registries: Registries) -> None:
@@ -70,6 +80,90 @@ async def test_a_key_that_another_process_makes_or_revokes_is_known_at_once(regi
 
     with pytest.raises(Unauthenticated, match="revoked"):
         gateway.authenticate(key)
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE keys SET revoked_at = 1", "UPDATE keys SET tenant = 'nobody'", "DELETE FROM keys"]
+)
+async def test_what_somebody_else_does_to_the_keys_is_known_within_a_second(
+    registries: Registries, change: str
+) -> None:
+    keys = registries.open()
+    key = await keys.create("acme", "")
+    keys.authenticate(key)
+
+    with closing(sqlite3.connect(registries.path)) as somebody, somebody:
+        somebody.execute(change)
+
+    registries.clock.now += 1
+    with pytest.raises(Unauthenticated):
+        keys.authenticate(key)
+
+
+async def test_what_somebody_else_does_is_known_even_when_the_clock_is_set_back(
+    registries: Registries,
+) -> None:
+    keys = registries.open()
+    key = await keys.create("acme", "")
+    keys.authenticate(key)
+
+    with closing(sqlite3.connect(registries.path)) as somebody, somebody:
+        somebody.execute("UPDATE keys SET revoked_at = 1")
+
+    registries.clock.now -= 3600
+    with pytest.raises(Unauthenticated):
+        keys.authenticate(key)
+
+
+async def test_the_revision_is_another_after_each_change_and_the_same_while_there_is_none(
+    registries: Registries,
+) -> None:
+    gateway, command = registries.open(), registries.open()
+    revisions = [gateway.revision]
+    first = await command.create("acme", "")
+    revisions.append(gateway.revision)
+    await gateway.create("other", "")
+    revisions.append(gateway.revision)
+    await command.revoke(first)
+    revisions.append(gateway.revision)
+
+    assert len(set(revisions)) == 4
+    gateway.authenticate(await gateway.create("acme", ""))
+    before = gateway.revision
+    registries.clock.now += 2
+    with closing(sqlite3.connect(registries.path)) as somebody, somebody:
+        somebody.execute("CREATE TABLE of_no_interest (x)")
+    assert gateway.revision == before
+
+
+async def test_keys_that_cannot_be_read_let_nobody_in(registries: Registries) -> None:
+    keys = registries.open()
+    key = await keys.create("acme", "")
+    with closing(sqlite3.connect(registries.path)) as somebody, somebody:
+        somebody.execute("ALTER TABLE keys_revision RENAME TO elsewhere")
+
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            keys.authenticate(key)
+
+    with closing(sqlite3.connect(registries.path)) as somebody, somebody:
+        somebody.execute("ALTER TABLE elsewhere RENAME TO keys_revision")
+    assert keys.authenticate(key).tenant.name == "acme"
+
+
+@pytest.mark.parametrize("registries", ["marked"], indirect=True)
+async def test_each_change_of_a_key_changes_the_mark_of_the_keys(registries: Registries) -> None:
+    keys, marks = registries.open(), registries.marks()
+    place = marks.place("keys")
+    seen = [marks.read(place)]
+    key = await keys.create("acme", "")
+    seen.append(marks.read(place))
+    await keys.revoke(key)
+    seen.append(marks.read(place))
+    await keys.listed(None)
+
+    assert len(set(seen)) == 3
+    assert marks.read(place) == seen[-1]
 
 
 @pytest.mark.parametrize("by", ["id", "hint", "key"])
@@ -123,6 +217,7 @@ async def test_a_mistyped_key_is_told_from_an_unknown_one(registries: Registries
 
     with pytest.raises(Unauthenticated, match="mistyped"):
         keys.authenticate(mistyped)
-    elsewhere = Registries(registries.path.with_name("other.sqlite3"), registries.closing).open()
+    other = registries.path.with_name("other.sqlite3")
+    elsewhere = Registries(other, registries.stack, marked=registries.marked).open()
     with pytest.raises(Unauthenticated, match="does not know it"):
         elsewhere.authenticate(key)

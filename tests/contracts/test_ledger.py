@@ -13,6 +13,7 @@ from typing import Protocol
 import pytest
 
 from gateway.database.errors import DatabaseTooNew
+from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.errors import BudgetExceeded, StorageUnavailable
 from gateway.domain.identity import Ticket
@@ -34,13 +35,21 @@ def clock() -> MovableClock:
     return MovableClock()
 
 
+@pytest.fixture
+def marks(tmp_path: Path) -> Iterator[Marks]:
+    """As another process sees them."""
+    page = Marks(tmp_path / "marks")
+    yield page
+    page.close()
+
+
 @pytest.fixture(params=["sqlite"])
-def open_ledger(tmp_path: Path, clock: MovableClock) -> Iterator[Open]:
+def open_ledger(tmp_path: Path, clock: MovableClock, marks: Marks) -> Iterator[Open]:
     """Opens the same books again and again, each time as another process would."""
     with ExitStack() as closing:
 
         def open_(owner: str = "one", alive: frozenset[str] = frozenset({"one", "two"})) -> SqliteLedger:
-            database = SqliteDatabase(tmp_path / "ledger.sqlite3")
+            database = SqliteDatabase(tmp_path / "ledger.sqlite3", marks=marks)
             closing.callback(database.close)
             return SqliteLedger(
                 database, clock=clock, owner=owner, is_alive=alive.__contains__, lease_seconds=LEASE_SECONDS
@@ -668,6 +677,71 @@ async def test_books_of_a_newer_gateway_are_refused(ledger: SqliteLedger, tmp_pa
         SqliteLedger(database, clock=MovableClock(), owner="x", is_alive=lambda _: True, lease_seconds=1)
 
     database.close()
+
+
+# --- Marks
+
+
+@pytest.mark.parametrize("how", ["reserved", "reserved to be sent", "released", "settled", "written off"])
+async def test_whatever_changes_what_a_tenant_can_spend_changes_its_mark(
+    open_ledger: Open, marks: Marks, how: str
+) -> None:
+    ledger = open_ledger()
+    buyer = caller(("100", Window.DAY))
+    claim = await bought(ledger, "before")
+    before = marks.read(marks.place("tenant:acme"))
+    others = marks.read(marks.place("tenant:other"))
+
+    match how:
+        case "reserved":
+            await ledger.reserve(buyer, request("a dog"), newest_known=None)
+        case "reserved to be sent":
+            await ledger.reserve(buyer, request("a dog"), newest_known=None, sending=True)
+        case "released":
+            await ledger.release(claim, "failed")
+        case "settled":
+            await settled(ledger, claim)
+        case _:
+            await ledger.write_off(claim, cost=None, reason="broken")
+
+    assert marks.read(marks.place("tenant:acme")) != before
+    assert marks.read(marks.place("tenant:other")) == others
+
+
+@pytest.mark.parametrize("how", ["not bought", "lost"])
+async def test_resolving_a_purchase_changes_its_tenants_mark(
+    open_ledger: Open, marks: Marks, how: str
+) -> None:
+    ledger = open_ledger()
+    claim = await unknown(ledger)
+    before = marks.read(marks.place("tenant:acme"))
+
+    if how == "lost":
+        assert await ledger.resolve_lost(claim.purchase, None, "gone")
+    else:
+        assert await ledger.resolve_not_bought(claim.purchase, "absent")
+
+    assert marks.read(marks.place("tenant:acme")) != before
+
+
+async def test_what_leaves_a_tenants_money_alone_leaves_its_mark_alone(
+    open_ledger: Open, marks: Marks
+) -> None:
+    ledger = open_ledger()
+    reserved, silent = await held(ledger), await held(ledger, "a dog")
+    found = await unknown(ledger, "an emu")
+    await ledger.resolve_bought(found.purchase, Ticket("T2"))
+    before = marks.read(marks.place("tenant:acme"))
+
+    await ledger.record_ticket(await ledger.send(reserved), Ticket("T1"))
+    await ledger.mark_unknown(await ledger.send(silent), "silence")
+    assert await ledger.adopt(found.purchase)
+    await ledger.renew()
+    await ledger.newest(request().fingerprint)
+    await ledger.balances("acme", caller(("100", Window.DAY)).tenant.budgets)
+    await ledger.reserve(caller(), request(), newest_known=None)
+
+    assert marks.read(marks.place("tenant:acme")) == before
 
 
 # --- Several processes, and a disk that refuses

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.errors import StorageUnavailable
 
@@ -58,6 +61,62 @@ async def test_what_is_written_is_seen_by_whoever_reads_next(database: SqliteDat
 async def test_a_reader_cannot_write(database: SqliteDatabase) -> None:
     with pytest.raises(StorageUnavailable):
         await database.read(insert("x"))
+
+
+class HeldUp(Marks):
+    """Marks that are not changed before somebody lets them be, and who then look at what is committed."""
+
+    def __init__(self, path: Path, database: Path) -> None:
+        super().__init__(path)
+        self._database = database
+        self.reached, self.may_go_on = threading.Event(), threading.Event()
+        self.committed: list[str] = []
+
+    def change(self, name: str) -> None:
+        self.reached.set()
+        assert self.may_go_on.wait(10)
+        with closing(sqlite3.connect(self._database)) as other:
+            self.committed = [found for (found,) in other.execute("SELECT name FROM things")]
+        super().change(name)
+
+
+async def test_a_mark_is_changed_after_the_commit_and_before_anybody_is_told(tmp_path: Path) -> None:
+    marks = HeldUp(tmp_path / "marks", tmp_path / "some.sqlite3")
+    opened = SqliteDatabase(tmp_path / "some.sqlite3", marks=marks)
+    opened.migrate("some", ("CREATE TABLE things (name TEXT PRIMARY KEY);",))
+    place = marks.place("things")
+    before = marks.read(place)
+
+    def work(connection: sqlite3.Connection) -> None:
+        insert("x")(connection)
+        opened.changes("things")
+
+    told = asyncio.create_task(opened.write(work))
+    await asyncio.to_thread(marks.reached.wait, 10)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not told.done()
+    marks.may_go_on.set()
+    await told
+
+    assert marks.committed == ["x"]
+    assert marks.read(place) != before
+    opened.close()
+    marks.close()
+
+
+async def test_what_does_not_say_that_it_changes_anything_changes_no_mark(tmp_path: Path) -> None:
+    marks = Marks(tmp_path / "marks")
+    opened = SqliteDatabase(tmp_path / "some.sqlite3", marks=marks)
+    opened.migrate("some", ("CREATE TABLE things (name TEXT PRIMARY KEY);",))
+    await opened.write(lambda _: opened.changes("things"))
+    before = marks.read(marks.place("things"))
+
+    await opened.write(insert("x"))
+
+    assert marks.read(marks.place("things")) == before
+    opened.close()
+    marks.close()
 
 
 async def test_a_caller_who_leaves_takes_nobody_with_it(database: SqliteDatabase) -> None:
