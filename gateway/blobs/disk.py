@@ -4,6 +4,7 @@
     incoming/           what is being written, each file locked (flock) by the process that writes it
     quarantine/         what did not match its digest, and what inspection refused (broken-…, and why); the newest few
     index/cache.db      sizes and times of use (diskcache); made again from the files when it is lost
+    index/tidying.lock  held by the process that looks whether files and index agree
 
 The files are the truth and the index is the book about them. Renaming, evicting and deleting are done inside the index's
 writing transaction, so several processes may share the directory.
@@ -21,7 +22,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,7 +32,9 @@ from typing import ParamSpec, TypeVar
 import orjson
 
 from gateway.blobs.contract import Inspection, LocalFile
+from gateway.database.marks import Marks
 from gateway.database.nopickle import Index, NoPickleDisk, Value, storage_faults
+from gateway.database.tidying import Slices
 from gateway.domain.errors import ResultBroken, StorageUnavailable
 from gateway.domain.generation import Artifact, Blob
 from gateway.domain.identity import Digest
@@ -45,6 +48,7 @@ _TOUCH_EVERY_SECONDS = 60.0
 _QUARANTINED_FILES = 8
 _BROKEN, _EVIDENCE = "broken-", ".json"
 _MOST_REMEMBERED = 100_000
+_LOOKED_AT_AT_ONCE = 200
 
 # A file system stamps its files with a clock that ticks every few milliseconds; a change within the tick of the last
 # one cannot be seen. So an identity is trusted only once it is clearly older than the look that vouched for it.
@@ -82,8 +86,14 @@ class DiskBlobStore:
     A located path may be evicted before it is opened (FileNotFoundError: look again); once open, it can be read to its
     end, whatever becomes of its name.
 
-    Opening reads the directory and may take a while: it is to be done off the event loop, or before there is one.
-    Raises OSError, sqlite3.Error or StorageUnavailable when the directory cannot be used.
+    Opening blocks, for some milliseconds, however many blobs there are: it is to be done off the event loop, or before
+    there is one. What a crash has left is cleared away behind everybody's back, by one process of all, and the index is
+    brought to what lies on the disk (`settled`). Until then a blob that the index does not know is located all the same,
+    and what is evicted is what the index knows. Raises OSError, sqlite3.Error or StorageUnavailable when the directory
+    cannot be used.
+
+    With `marks`, whatever becomes of a blob's file changes the mark `blob:DIGEST`, once it is done: another one was put
+    in its place, it was put aside, deleted or evicted, or was found to be gone.
     """
 
     def __init__(
@@ -92,12 +102,14 @@ class DiskBlobStore:
         *,
         max_bytes: int,
         quarantine_max_bytes: int = 256 << 20,
+        marks: Marks | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._blobs = directory / "sha256"
         self._incoming = directory / "incoming"
         self._quarantine = directory / "quarantine"
         self._quarantine_max_bytes = quarantine_max_bytes
+        self._marks = marks
         self._monotonic = monotonic
         self._verified: dict[Digest, _Identity] = {}
         self._touched: dict[Digest, float] = {}
@@ -105,12 +117,8 @@ class DiskBlobStore:
         for needed in (self._blobs, self._incoming, self._quarantine):
             needed.mkdir(parents=True, exist_ok=True)
             _fsync_directory(needed.parent)
-        self._index = Index(directory / "index", max_bytes=max_bytes, disk=_SizesDisk)
-        try:
-            self._index.do(self._recover)
-        except BaseException:
-            self._index.close()
-            raise
+        self._index = Index(directory / "index", max_bytes=max_bytes, disk=_SizesDisk, monotonic=monotonic)
+        self._index.tidy(self._recover)
 
     async def put(self, artifact: Artifact, inspect: Inspection) -> Blob:
         """As promised in the contract.
@@ -171,6 +179,10 @@ class DiskBlobStore:
             refused_rows=self._index.refused,
         )
 
+    async def settled(self) -> None:
+        """Have what a start looks at looked at now, and return when it is done. Raises StorageUnavailable."""
+        await self._index.settled()
+
     def close(self) -> None:
         """Finish what is being written to the index and close it; may be called twice."""
         self._index.close()
@@ -229,6 +241,10 @@ class DiskBlobStore:
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest[:2] / digest
 
+    def _change_mark(self, digest: Digest) -> None:
+        if self._marks is not None:
+            self._marks.change(f"blob:{digest}")
+
     # On the index's thread.
 
     def _publish(self, staged: _Staged, digest: Digest, size_bytes: int) -> None:
@@ -250,6 +266,8 @@ class DiskBlobStore:
                 if staged.renamed and not known:
                     path.unlink(missing_ok=True)
                 raise
+            finally:
+                self._change_mark(digest)
         self._remove_evicted(victims)
 
     def _remove_evicted(self, victims: list[str]) -> None:
@@ -267,6 +285,7 @@ class DiskBlobStore:
 
     def _unlink(self, digest: Digest) -> None:
         self._path(digest).unlink(missing_ok=True)
+        self._change_mark(digest)
         self._verified.pop(digest, None)
         self._touched.pop(digest, None)
 
@@ -281,9 +300,11 @@ class DiskBlobStore:
         with self._index.transaction():
             if not self._path(digest).exists() and self._index.delete(digest):
                 self._missing += 1
+                self._change_mark(digest)
 
     def _note_use(self, digest: Digest, size_bytes: int) -> None:
         if self._index.get(digest) is not None:
+            self._index.use(digest)
             return
         victims: list[str] = []
         with self._index.transaction():
@@ -300,6 +321,7 @@ class DiskBlobStore:
             with suppress(FileNotFoundError):
                 if _Identity.of(path.lstat()) == judged:
                     path.replace(self._quarantine / digest)
+                    self._change_mark(digest)
                     self._corrupted += 1
                     self._index.delete(digest)
             self._trim_quarantine()
@@ -328,29 +350,54 @@ class DiskBlobStore:
                 entry.unlink(missing_ok=True)
                 entry.with_suffix(_EVIDENCE).unlink(missing_ok=True)
 
-    def _recover(self) -> None:
-        """Clear away what a crash left, and bring the index to what lies on the disk."""
+    def _make_room(self) -> bool:
+        """Whether there was something to evict."""
+        victims = self._index.evict()
+        self._remove_evicted(victims)
+        return bool(victims)
+
+    def _agree(self, digests: Sequence[Digest]) -> None:
+        """Have the index know those of `digests` that are there, and no others."""
+        with self._index.transaction():
+            for digest in digests:
+                try:
+                    seen = self._path(digest).lstat()
+                except FileNotFoundError:
+                    if self._index.delete(digest):
+                        self._missing += 1
+                        self._change_mark(digest)
+                else:
+                    # A file without a row is whole: it was synced before it got its name.
+                    if digest not in self._index:
+                        self._index.set(digest, seen.st_size, used_at=seen.st_mtime)
+
+    # While tidying.
+
+    def _recover(self) -> Slices:
+        """Clear away what a crash left, bring the index to what lies on the disk, and both within the limit."""
         for path in self._incoming.iterdir():
             _remove_if_abandoned(path)
-        with self._index.transaction():
-            known = self._index.items()
-            found = self._files()
-            for digest in known.keys() - found.keys():
-                self._index.delete(digest)
-                self._missing += 1
-            # A file without a row is whole: it was synced before it got its name. Oldest first, as the order of use.
-            for digest in sorted(found.keys() - known.keys(), key=lambda digest: found[digest].st_mtime_ns):
-                self._index.set(digest, found[digest].st_size)
-        self._remove_evicted(self._index.evict())
+        yield
+        for folder in range(256):
+            yield from self._compare(f"{folder:02x}")
+        while self._index.do(self._make_room):
+            yield
 
-    def _files(self) -> dict[str, os.stat_result]:
-        return {
-            entry.name: entry.lstat()
-            for folder in self._blobs.iterdir()
-            if folder.is_dir()
-            for entry in folder.iterdir()
-            if _DIGEST.fullmatch(entry.name) and entry.name.startswith(folder.name)
-        }
+    def _compare(self, folder: str) -> Slices:
+        found = self._files(folder)
+        # Others come and go meanwhile: what differs here is looked at once more in a transaction.
+        differing = [Digest(name) for name in found ^ self._index.keys_between(folder, f"{folder}g")]
+        for start in range(0, len(differing), _LOOKED_AT_AT_ONCE):
+            self._index.do(self._agree, differing[start : start + _LOOKED_AT_AT_ONCE])
+            yield
+        yield
+
+    def _files(self, folder: str) -> frozenset[str]:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._blobs / folder) as entries:
+            return frozenset(
+                name for entry in entries if _DIGEST.fullmatch(name := entry.name) and name.startswith(folder)
+            )
+        return frozenset()
 
 
 class _SizesDisk(NoPickleDisk):

@@ -364,8 +364,10 @@ async def test_a_file_that_is_gone_at_the_start_is_counted_and_leaves_the_index(
     digest = (await store.put(_artifact(b"here today"), _no_objection)).digest
     (await _located(store, digest)).path.unlink()
 
-    assert opened().statistics().missing == 1
-    assert opened().statistics().entries == 0
+    again = opened()
+    await again.settled()
+    assert again.statistics().missing == 1
+    assert again.statistics().entries == 0
 
 
 async def test_evidence_is_kept_and_bounded(opened: Opened, tmp_path: Path) -> None:
@@ -598,7 +600,9 @@ async def test_a_lower_limit_is_kept_to_from_the_start(opened: Opened, tmp_path:
         await store.put(_artifact(b"%d" % number * 1000), _no_objection)
     store.close()
 
-    assert opened(max_bytes=2500).statistics().bytes_stored == _bytes_on_disk(tmp_path) == 2000
+    again = opened(max_bytes=2500)
+    await again.settled()
+    assert again.statistics().bytes_stored == _bytes_on_disk(tmp_path) == 2000
 
 
 # ---- the disk: the index
@@ -617,6 +621,8 @@ async def test_an_index_that_is_lost_is_made_again_from_the_files(
         (tmp_path / "blobs" / "index" / "cache.db").write_bytes(os.urandom(40_000))
 
     again = opened(max_bytes=2000)
+    assert await again.locate(digests[2]) is not None, "a file is found whatever the index knows"
+    await again.settled()
 
     assert again.statistics().entries == 2
     assert [await again.locate(digest) is not None for digest in digests] == [False, True, True]
@@ -642,6 +648,7 @@ async def test_a_pickled_row_is_refused_counted_and_executes_nothing(
 
     if before_the_start:
         store = opened()
+        await store.settled()
     assert await _content(store, digest) == b"innocent"
     await store.put(_artifact(b"other"), _no_objection)
     await store.delete(_digest(b"what waits before this is done"))
@@ -719,13 +726,14 @@ async def test_a_kill_between_writing_and_renaming_leaves_no_blob_and_the_next_s
     staged = [path for path in _files(tmp_path) if path.parent.name == "incoming"]
     assert len(staged) == 1
 
-    opened()
+    await opened().settled()
     assert staged[0].exists(), "its owner lives"
 
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert staged[0].exists()
     store = opened()
+    await store.settled()
 
     assert not staged[0].exists()
     assert await store.locate(_digest(b"killed")) is None
@@ -740,6 +748,7 @@ async def test_a_blob_whose_row_was_lost_in_a_crash_is_taken_in_again(opened: Op
         index.execute("DELETE FROM Cache")
 
     again = opened()
+    await again.settled()
 
     assert again.statistics().entries == 1
     assert await again.locate(digest) is not None
