@@ -7,8 +7,8 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from gateway.blobs.disk import DiskBlobStore
 from gateway.cache.disk import DiskGenerationCache
 from gateway.catalog.contract import Catalog
 from gateway.catalog.yaml_files import load_catalog
+from gateway.database.marks import Marks
 from gateway.database.owners import Duty, Owners
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
-from gateway.domain.errors import GatewayError, ModelUnknown
+from gateway.domain.errors import CannotStart, GatewayError, ModelUnknown
 from gateway.domain.expectation import Expectation
 from gateway.domain.generation import GenerationRequest
 from gateway.domain.money import Money
@@ -38,8 +39,13 @@ from gateway.http.account import Account
 from gateway.http.blobs import Blobs
 from gateway.http.front_door import FrontDoor
 from gateway.http.generations import Generations
+from gateway.http.hit_path.connection import HitPath
+from gateway.http.hit_path.memory import Memory
+from gateway.http.hit_path.served import Served
 from gateway.http.links import Links
+from gateway.http.listening import listening
 from gateway.http.operations import Operations
+from gateway.http.request_ids import RequestIds
 from gateway.ledger.contract import State
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
@@ -66,10 +72,6 @@ METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 CRASH_VARIABLE = "GATEWAY_CRASH_AT"
 """Where a test says at which step of a purchase the process is to die."""
-
-
-class CannotStart(Exception):
-    """The gateway cannot be started as it is configured; the text says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +105,16 @@ async def running_gateway(
     """
     catalog, tenants = declared(settings)
     metrics = Metrics(shared_directory=environment.get(METRICS_VARIABLE))
-    async with AsyncExitStack() as closing:
+    async with AsyncExitStack() as stack:
         directory = _prepared(settings.storage.directory)
         owners = Owners(directory / "owners")
-        closing.callback(owners.close)
+        stack.callback(owners.close)
         duty = Duty(directory / "duty.lock")
-        closing.callback(duty.close)
-        database = SqliteDatabase(directory / _LEDGER)
-        closing.callback(database.close)
+        stack.callback(duty.close)
+        marks = Marks(directory / "marks")
+        stack.callback(marks.close)
+        database = SqliteDatabase(directory / _LEDGER, marks=marks)
+        stack.callback(database.close)
         ledger = SqliteLedger(
             database,
             clock=clock,
@@ -121,38 +125,39 @@ async def running_gateway(
         records = SqliteRequestRecords(database, clock=clock, owner=owners.name, is_alive=owners.is_alive)
         tallies = SqliteTallies(database)
         keys = SqliteKeys(database, tenants=tenants, clock=clock)
-        closing.callback(keys.close)
+        stack.callback(keys.close)
         cache = await asyncio.to_thread(
             DiskGenerationCache, directory / "cache", max_bytes=settings.storage.entries_max_bytes
         )
-        closing.callback(cache.close)
+        stack.callback(cache.close)
         blobs = await asyncio.to_thread(
             DiskBlobStore, directory / "blobs", max_bytes=settings.storage.max_bytes
         )
-        closing.callback(blobs.close)
-        upstream = await closing.enter_async_context(
+        stack.callback(blobs.close)
+        upstream = await stack.enter_async_context(
             _upstream(settings, catalog, metrics, environment, sandbox_url, clock)
         )
         slots = FairSlots(slots=settings.upstream.slots, most_waiting=settings.upstream.most_waiting)
         at_step = _crash_point(environment)
+        purchasing = Purchasing(
+            cache=cache,
+            blobs=blobs,
+            inspect=inspect,
+            expectation_of=lambda request: _expectation(catalog, request),
+            ledger=ledger,
+            custody=ledger,
+            resolution=ledger,
+            upstream=upstream,
+            slots=slots,
+            metrics=metrics,
+            clock=clock,
+            recollect_seconds=settings.upstream.recollect_seconds,
+            on_unknown=OnUnknown(settings.reconcile.on_unknown),
+            unknown_wait_seconds=settings.reconcile.wait_seconds,
+            at_step=at_step,
+        )
         service = GenerationService(
-            purchasing=Purchasing(
-                cache=cache,
-                blobs=blobs,
-                inspect=inspect,
-                expectation_of=lambda request: _expectation(catalog, request),
-                ledger=ledger,
-                custody=ledger,
-                resolution=ledger,
-                upstream=upstream,
-                slots=slots,
-                metrics=metrics,
-                clock=clock,
-                recollect_seconds=settings.upstream.recollect_seconds,
-                on_unknown=OnUnknown(settings.reconcile.on_unknown),
-                unknown_wait_seconds=settings.reconcile.wait_seconds,
-                at_step=at_step,
-            ),
+            purchasing=purchasing,
             custody=ledger,
             records=records,
             tallies=tallies,
@@ -160,29 +165,22 @@ async def running_gateway(
             identify=lambda tenant, key: _identified(tenants, tenant, key),
             at_step=at_step,
         )
-        closing.push_async_callback(tallies.flush)
-        closing.push_async_callback(service.drain, 0.0)
-        front_door = FrontDoor(
-            keys=keys,
-            metrics=metrics,
-            max_body_bytes=settings.listen.max_body_bytes,
-            body_timeout_seconds=settings.listen.body_timeout_seconds,
-        )
-        links = Links(_link_secret(directory), lifetime_seconds=settings.links.lifetime_seconds, clock=clock)
-        front = routes.front(
-            front_door=front_door,
-            generations=Generations(
-                front_door=front_door,
-                catalog=catalog,
-                service=service,
-                blobs=blobs,
-                statements=ledger,
-                links=links,
-                public_url=settings.listen.public_url,
-                clock=clock,
-            ),
-            account=Account(front_door, catalog, ledger, tallies, clock),
-            blobs=Blobs(blobs, links),
+        stack.push_async_callback(tallies.flush)
+        stack.push_async_callback(service.drain, 0.0)
+        front, hit_path = _front(
+            settings,
+            directory,
+            stack,
+            marks,
+            catalog,
+            keys,
+            purchasing,
+            service,
+            blobs,
+            ledger,
+            tallies,
+            metrics,
+            clock,
         )
 
         def count_stores() -> None:
@@ -215,9 +213,9 @@ async def running_gateway(
             settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
         )
         housekeeping = asyncio.create_task(Housekeeping(errands).run())
-        closing.push_async_callback(_cancelled, housekeeping)
+        stack.push_async_callback(_cancelled, housekeeping)
         listen = settings.listen
-        operations_url = await closing.enter_async_context(
+        operations_url = await stack.enter_async_context(
             listening(
                 operations,
                 settings.operations.host,
@@ -226,10 +224,77 @@ async def running_gateway(
                 shared_port=shared_ports,
             )
         )
-        url = await closing.enter_async_context(
-            listening(front, listen.host, listen.port, listen.keepalive_seconds, shared_port=shared_ports)
+        url = await stack.enter_async_context(
+            listening(
+                front,
+                listen.host,
+                listen.port,
+                listen.keepalive_seconds,
+                shared_port=shared_ports,
+                hit_path=hit_path,
+            )
         )
         yield RunningGateway(url, operations_url, keys, service, settings.shutdown.grace_seconds)
+
+
+def _front(
+    settings: Settings,
+    directory: Path,
+    stack: AsyncExitStack,
+    marks: Marks,
+    catalog: Catalog,
+    keys: SqliteKeys,
+    purchasing: Purchasing,
+    service: GenerationService,
+    blobs: DiskBlobStore,
+    ledger: SqliteLedger,
+    tallies: SqliteTallies,
+    metrics: Metrics,
+    clock: Clock,
+) -> tuple[web.Application, HitPath | None]:
+    """What callers reach, and the short way to what is cached, where that is wanted."""
+    request_ids = RequestIds()
+    memory = Memory(
+        marks=marks,
+        catalog=catalog,
+        look_up=purchasing.look_up,
+        blobs=blobs,
+        statements=ledger,
+        clock=clock,
+        monotonic=asyncio.get_running_loop().time,
+        most_bytes=settings.listen.hit_path_max_bytes,
+    )
+    stack.callback(memory.close)
+    hit_path: HitPath | None = None
+    if settings.listen.hit_path:
+        served = Served(metrics, tallies)
+        tallies.feed_from(served.hand_over)
+        hit_path = HitPath(memory, served, keys, request_ids, clock)
+    front_door = FrontDoor(
+        keys=keys,
+        metrics=metrics,
+        request_ids=request_ids,
+        max_body_bytes=settings.listen.max_body_bytes,
+        body_timeout_seconds=settings.listen.body_timeout_seconds,
+    )
+    links = Links(_link_secret(directory), lifetime_seconds=settings.links.lifetime_seconds, clock=clock)
+    front = routes.front(
+        front_door=front_door,
+        generations=Generations(
+            front_door=front_door,
+            catalog=catalog,
+            service=service,
+            blobs=blobs,
+            statements=ledger,
+            links=links,
+            public_url=settings.listen.public_url,
+            clock=clock,
+            on_hit=memory.learn_hit if hit_path else lambda *_: None,
+        ),
+        account=Account(front_door, catalog, ledger, tallies, clock),
+        blobs=Blobs(blobs, links, on_fetch=memory.learn_link if hit_path else lambda *_: None),
+    )
+    return front, hit_path
 
 
 def declared(settings: Settings) -> tuple[Catalog, Tenants]:
@@ -242,29 +307,24 @@ def declared(settings: Settings) -> tuple[Catalog, Tenants]:
 async def opened_keys(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteKeys]:
     """The tenants' keys alone, for commands; a gateway may be running on the same ledger."""
     _, tenants = declared(settings)
-    database = SqliteDatabase(_prepared(settings.storage.directory) / _LEDGER)
-    try:
+    with _opened_database(_prepared(settings.storage.directory)) as database:
         keys = SqliteKeys(database, tenants=tenants, clock=clock)
         try:
             yield keys
         finally:
             keys.close()
-    finally:
-        database.close()
 
 
 @asynccontextmanager
 async def opened_ledger(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteLedger]:
     """The ledger alone, for commands; a gateway may be running on it. Raises CannotStart if there is none yet."""
     directory = settings.storage.directory
-    path = directory / _LEDGER
     # A new one would be empty, and in perfect order.
-    if not path.is_file():
+    if not (directory / _LEDGER).is_file():
         raise CannotStart(
             f"There is no ledger in storage.directory {directory}: no gateway has run on it yet."
         )
-    database = SqliteDatabase(path)
-    try:
+    with _opened_database(directory) as database:
         yield SqliteLedger(
             database,
             clock=clock,
@@ -272,8 +332,16 @@ async def opened_ledger(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
             is_alive=lambda _owner: True,
             lease_seconds=settings.ledger.lease_seconds,
         )
-    finally:
-        database.close()
+
+
+@contextmanager
+def _opened_database(directory: Path) -> Iterator[SqliteDatabase]:
+    """The database for a command: a gateway that is running on it is told what the command changes."""
+    with (
+        closing(Marks(directory / "marks")) as marks,
+        closing(SqliteDatabase(directory / _LEDGER, marks=marks)) as database,
+    ):
+        yield database
 
 
 @asynccontextmanager
@@ -491,47 +559,6 @@ def _link_secret(directory: Path) -> bytes:
             "links.key under storage.directory is not whole: remove it, and links will be made anew."
         )
     return secret
-
-
-@asynccontextmanager
-async def listening(
-    application: web.Application,
-    host: str,
-    port: int,
-    keepalive_seconds: float,
-    *,
-    shared_port: bool = False,
-) -> AsyncIterator[str]:
-    """`application`, answering at the URL that is given. Raises CannotStart."""
-    runner = web.AppRunner(
-        application,
-        access_log=None,
-        keepalive_timeout=keepalive_seconds,
-        shutdown_timeout=5.0,
-        # A caller who hangs up ends its own waiting, and no generation: those are tasks of the service.
-        handler_cancellation=True,
-    )
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port, backlog=1024, reuse_port=shared_port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise CannotStart(
-                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what is listening there, or choose another "
-                "port with --set (listen.port, operations.port, sandbox.port)."
-            ) from error
-        yield f"http://{_bracketed(host)}:{_port(runner.addresses)}"
-    finally:
-        await runner.cleanup()
-
-
-def _port(addresses: Sequence[tuple[object, ...]]) -> object:
-    return addresses[0][1]
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -81,6 +81,13 @@ class ListenSettings(_Section):
     keepalive_seconds: Seconds = 75.0
     """How long an idle connection stays open."""
 
+    hit_path: bool = True
+    """Whether plain requests for what is cached are answered from memory, on the connection itself; false to do without:
+    every answer is the same, and comes later."""
+
+    hit_path_max_bytes: Bytes = 64 * 2**20
+    """How much memory the hit path may use for small media, and for request bodies as much again."""
+
 
 class OperationsSettings(_Section):
     """Where metrics and health are served, apart from the callers."""

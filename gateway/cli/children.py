@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gateway.app import CannotStart
+from gateway.domain.errors import CannotStart
 
 _START_SECONDS = 30.0
 

@@ -7,10 +7,9 @@ import sys
 from cyclopts import App
 
 from gateway import __version__
-from gateway.app import CannotStart
 from gateway.database.errors import DatabaseTooNew
 from gateway.documents.yaml_files import DocumentInvalid
-from gateway.domain.errors import GatewayError
+from gateway.domain.errors import CannotStart, GatewayError
 from gateway.tenants.contract import KeyUnknown, TenantUnknown
 
 app = App(

@@ -10,9 +10,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gateway.app import SANDBOX_KEY, SYSTEM_CLOCK, listening
+from gateway.app import SANDBOX_KEY, SYSTEM_CLOCK
 from gateway.catalog.yaml_files import load_catalog
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.http.listening import listening
 from gateway.sandbox.server import create_sandbox
 from gateway.settings import Settings
 from gateway.telemetry import logs

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from prometheus_client import multiprocess
 
-from gateway.app import METRICS_VARIABLE, CannotStart
+from gateway.app import METRICS_VARIABLE
 from gateway.cli import children
 from gateway.cli.children import Child
+from gateway.domain.errors import CannotStart
 from gateway.settings import Settings
 from gateway.telemetry.logs import log_for
 

@@ -43,6 +43,10 @@ from gateway.domain.money import Money
 from gateway.domain.tenant import Window
 
 
+class CannotStart(Exception):
+    """The gateway cannot be started as it is configured; the text says what to change."""
+
+
 class GatewayError(Exception):
     """The root; `code` is for machines, the text for people, `details` for both."""
 

@@ -12,6 +12,7 @@ import orjson
 from gateway.catalog.contract import Model
 from gateway.domain.errors import MalformedRequest, ModelForbidden
 from gateway.domain.generation import GenerationRequest, Json
+from gateway.domain.identity import Fingerprint
 from gateway.domain.tenant import Tenant
 from gateway.generation.fingerprint import fingerprint_of
 
@@ -72,13 +73,29 @@ def name(tenant: Tenant, model: Model, given: Mapping[str, Json]) -> GenerationR
     return GenerationRequest(
         model=model.name,
         parameters=parameters,
-        fingerprint=fingerprint_of(
-            model.name, parameters, scope=tenant.name if tenant.private_cache else None
-        ),
+        fingerprint=fingerprint_of(model.name, parameters, scope=_scope(tenant)),
         price=model.price(parameters),
         seed=seed if isinstance(seed, int) else None,
         fresh=fresh,
     )
+
+
+def fingerprint_of_plain(tenant: Tenant, model: Model, body: bytes) -> Fingerprint | None:
+    """The name that `name` gives to what is in `body`; None where it is not plain, or is to be something new each time.
+
+    Raises InvalidParameters.
+    """
+    given = _parse_plain(body)
+    if given is None:
+        return None
+    parameters = model.complete(given)
+    if parameters.get(SEED) == ANY_SEED:
+        return None
+    return fingerprint_of(model.name, parameters, scope=_scope(tenant))
+
+
+def _scope(tenant: Tenant) -> str | None:
+    return tenant.name if tenant.private_cache else None
 
 
 def _parse_plain(body: bytes) -> dict[str, Json] | None:

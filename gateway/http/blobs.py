@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO
 
@@ -13,19 +11,22 @@ from aiohttp import web
 
 from gateway.blobs.contract import BlobStore, LocalFile
 from gateway.domain.errors import BlobUnknown
+from gateway.domain.generation import Blob
 from gateway.domain.identity import Digest
+from gateway.http import heads, ranges
 from gateway.http.links import Links
-
-_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
-_YEAR_SECONDS = 31_536_000
 
 
 class Blobs:
     """GET and HEAD /blobs/{name}: for whoever has the link."""
 
-    def __init__(self, blobs: BlobStore, links: Links) -> None:
+    def __init__(
+        self, blobs: BlobStore, links: Links, *, on_fetch: Callable[[str, Blob, float], None]
+    ) -> None:
+        """`on_fetch` is told of each answer: for which target, with which blob, and until when the link is good."""
         self._blobs = blobs
         self._links = links
+        self._on_fetch = on_fetch
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         digest, media_type = self._links.check(
@@ -38,11 +39,11 @@ class Blobs:
             raise BlobUnknown(
                 "This media is no longer here: send the request that made it again, and it will be fetched or made."
             )
-        headers = {
-            "Content-Type": media_type,
-            "Cache-Control": f"private, max-age={_YEAR_SECONDS}, immutable",
-        }
-        return await opened.answer(request, headers)
+        response = await opened.answer(request, heads.of_link(media_type))
+        if response.status in (200, 206):
+            blob = Blob(digest, opened.located.size_bytes, media_type)
+            self._on_fetch(request.raw_path, blob, float(request.query["expires"]))
+        return response
 
 
 async def open_blob(blobs: BlobStore, digest: Digest) -> OpenedBlob | None:
@@ -75,14 +76,8 @@ class OpenedBlob:
 
     async def _answer(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
         size = self.located.size_bytes
-        etag = f'"{self.digest}"'
-        about = {
-            **headers,
-            "ETag": etag,
-            "Accept-Ranges": "bytes",
-            "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(self.digest)).decode()}:",
-            "X-Content-Type-Options": "nosniff",
-        }
+        etag = heads.etag(self.digest)
+        about = {**headers, **heads.of_blob(self.digest)}
         safe = request.method in ("GET", "HEAD")
         if safe and not _matches(request.headers.get("If-Match"), {etag}, when_absent=True):
             return web.Response(status=412, headers=about)
@@ -91,14 +86,16 @@ class OpenedBlob:
             return web.Response(status=304, headers=about)
         start, count, status = 0, size, 200
         if request.method == "GET" and request.headers.get("If-Range", etag) == etag:
-            match _range(request.headers.get("Range"), size):
+            match ranges.wanted(request.headers.get("Range"), size):
                 case None:
                     pass
                 case (_, 0):
                     return web.Response(status=416, headers={**about, "Content-Range": f"bytes */{size}"})
                 case (start, count):
                     status = 206
-                    about["Content-Range"] = f"bytes {start}-{start + count - 1}/{size}"
+                    about["Content-Range"] = heads.content_range(
+                        str(start), str(start + count - 1), str(size)
+                    )
         response = web.StreamResponse(status=status, headers=about)
         response.content_length = count
         await response.prepare(request)
@@ -126,22 +123,3 @@ def _matches(condition: str | None, etags: set[str], *, when_absent: bool) -> bo
     if condition is None:
         return when_absent
     return not {"*", *etags}.isdisjoint(tag.strip() for tag in condition.split(","))
-
-
-def _range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Where a single range starts and how long it is, 0 for one that cannot be; None for all of it.
-
-    RFC 9110, section 14.2: what is malformed, of another unit or of several ranges may be answered in full.
-    """
-    match = _RANGE.fullmatch(header.strip()) if header else None
-    if match is None:
-        return None
-    first, last, suffix = match.groups()
-    if suffix is not None:
-        count = min(int(suffix), size)
-        return size - count, count
-    start = int(first)
-    end = min(int(last), size - 1) if last else size - 1
-    if last and int(last) < start:
-        return None
-    return start, max(0, end - start + 1)

@@ -13,8 +13,7 @@ from gateway.domain.errors import GatewayError, MethodNotAllowed
 from gateway.domain.generation import Json
 from gateway.domain.identity import RequestId
 from gateway.domain.scrubbing import scrub
-
-REQUEST_ID = "x-request-id"
+from gateway.http.heads import REQUEST_ID
 
 STATUSES: Mapping[type[GatewayError], int] = {
     errors.MalformedRequest: 400,

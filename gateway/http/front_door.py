@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from gateway.domain.identity import RequestId
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
 from gateway.http.errors import error_response
+from gateway.http.request_ids import RequestIds
 from gateway.telemetry.logs import log_for
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.contract import Keys
@@ -61,8 +61,15 @@ class FrontDoor:
     """The middleware around every route, and the two things that routes ask of it: who calls, and with what."""
 
     def __init__(
-        self, *, keys: Keys, metrics: Metrics, max_body_bytes: int, body_timeout_seconds: float
+        self,
+        *,
+        keys: Keys,
+        metrics: Metrics,
+        request_ids: RequestIds,
+        max_body_bytes: int,
+        body_timeout_seconds: float,
     ) -> None:
+        self.request_ids = request_ids
         self._keys = keys
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -72,7 +79,7 @@ class FrontDoor:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
-        visit = Visit(new_request_id(), loop.time())
+        visit = Visit(self.request_ids.next(), loop.time())
         request[VISIT] = visit
         status = _HUNG_UP
         try:
@@ -169,11 +176,6 @@ class FrontDoor:
         return BodyTooLarge(
             f"The body is larger than {self._max_body_bytes} bytes: send media as URLs instead of base64."
         )
-
-
-def new_request_id() -> RequestId:
-    """A name for a request that nobody can guess."""
-    return RequestId(str(uuid.uuid4()))
 
 
 def _translated(error: HTTPException, request: web.Request) -> GatewayError:

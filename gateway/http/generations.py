@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from aiohttp import web
 
@@ -11,25 +11,21 @@ from gateway.blobs.contract import BlobStore
 from gateway.catalog.contract import Catalog
 from gateway.domain.clock import Clock
 from gateway.domain.errors import RequestUnknown, ResultUnavailable
-from gateway.domain.generation import Blob, CacheStatus, Generation, Json
+from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest, Json
 from gateway.domain.identity import RequestId
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller
+from gateway.domain.tenant import Caller, Tenant
 from gateway.generation import intake
 from gateway.generation.service import Accepted, GenerationService
+from gateway.http import heads
 from gateway.http.blobs import open_blob
-from gateway.http.errors import REQUEST_ID, envelope, json_response
-from gateway.http.front_door import VISIT, FrontDoor, new_request_id
+from gateway.http.errors import envelope, json_response
+from gateway.http.front_door import VISIT, FrontDoor
+from gateway.http.heads import REQUEST_ID
 from gateway.http.links import Links, file_name
 from gateway.ledger.contract import Statements, remaining
 from gateway.requests.contract import Completed, Failed, RequestRecord
 
-_STATUS_WORDS: Mapping[CacheStatus, str] = {
-    CacheStatus.HIT: "hit",
-    CacheStatus.MISS: "fwd=miss; stored",
-    CacheStatus.COLLAPSED: "fwd=miss; collapsed",
-    CacheStatus.BYPASS: "fwd=bypass; stored",
-}
 _MOST_INLINE_BYTES = 8 * 2**20
 _ATTEMPTS_TO_OPEN = 3
 
@@ -48,7 +44,9 @@ class Generations:
         links: Links,
         public_url: str | None,
         clock: Clock,
+        on_hit: Callable[[Tenant, GenerationRequest, bytes], None],
     ) -> None:
+        """`on_hit` is told of each hit that is answered with its media: whose, which, and with which body."""
         self._front_door = front_door
         self._catalog = catalog
         self._service = service
@@ -57,6 +55,7 @@ class Generations:
         self._links = links
         self._public_url = public_url
         self._clock = clock
+        self._on_hit = on_hit
 
     # --- Verbs
 
@@ -65,7 +64,7 @@ class Generations:
         caller = self._front_door.caller(request)
         for attempt in range(_ATTEMPTS_TO_OPEN):
             if attempt:
-                request[VISIT].request = new_request_id()
+                request[VISIT].request = self._front_door.request_ids.next()
             accepted = await self._accept(request, caller, pollable=False)
             conclusion = await self._service.conclusion(
                 accepted, wait_seconds=self._catalog.find(accepted.record.request.model).deadline_seconds
@@ -79,6 +78,8 @@ class Generations:
             if opened is not None:
                 left = await self._remaining(caller)
                 headers = self._headers(request, conclusion.outcome, left)
+                if conclusion.outcome.status is CacheStatus.HIT:
+                    self._on_hit(caller.tenant, accepted.record.request, await self._body(request))
                 return await opened.answer(request, headers)
             # Dropped between the look-up and now. It was paid for: ask again, and it is fetched again.
         raise ResultUnavailable("The media was made, and could not be kept; send the same request again.")
@@ -166,21 +167,14 @@ class Generations:
     # --- Out
 
     def _headers(self, request: web.Request, outcome: Completed, left: Money | None) -> dict[str, str]:
-        generation = outcome.generation
-        headers = {
-            "Content-Type": generation.blob.media_type,
-            REQUEST_ID: request[VISIT].request,
-            "x-cost": _usd(outcome.charged),
-            "Cache-Status": f'gateway; {_STATUS_WORDS[outcome.status]}; key="{generation.fingerprint}"',
-            "Age": str(max(0, int(self._clock() - generation.made_at))),
-        }
-        if generation.seconds is not None:
-            headers["x-generation-time"] = f"{generation.seconds:g}"
-        if generation.seed is not None:
-            headers["x-seed-value"] = str(generation.seed)
-        if left is not None:
-            headers["x-remaining-credits"] = _usd(left)
-        return headers
+        return heads.of_generation(
+            outcome.generation,
+            outcome.status,
+            request=request[VISIT].request,
+            charged=outcome.charged,
+            age=str(max(0, int(self._clock() - outcome.generation.made_at))),
+            left=None if left is None else heads.usd(left),
+        )
 
     async def _remaining(self, caller: Caller) -> Money | None:
         balances = await self._statements.balances(caller.tenant.name, caller.tenant.budgets)
@@ -309,7 +303,3 @@ def _accepted(header: str) -> Iterator[tuple[str, float]]:
             yield name, float(weights[0]) if weights else 1.0
         except ValueError:
             yield name, 1.0
-
-
-def _usd(amount: Money) -> str:
-    return f"{amount.usd.normalize():f}" if amount else "0"

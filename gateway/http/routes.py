@@ -8,6 +8,7 @@ from gateway.http.account import Account
 from gateway.http.blobs import Blobs
 from gateway.http.front_door import FrontDoor
 from gateway.http.generations import Generations
+from gateway.http.heads import SERVER
 from gateway.http.operations import Operations
 
 
@@ -48,5 +49,4 @@ def operations(operations: Operations) -> web.Application:
 
 
 async def _sign(_: web.Request, response: web.StreamResponse) -> None:
-    # Which versions of what we run is nobody's business.
-    response.headers["Server"] = "generation-gateway"
+    response.headers["Server"] = SERVER

@@ -102,6 +102,9 @@ class Tallies(Protocol):
 
     def count(self, tenant: str, model: str, status: CacheStatus, saved: Money) -> None: ...
 
+    def add(self, tenant: str, model: str, more: Tally) -> None:
+        """Many at once."""
+
     async def flush(self) -> None:
         """Write down what was counted so far."""
 

@@ -134,6 +134,7 @@ class SqliteTallies:
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
         self._counted: dict[tuple[str, str], Tally] = {}
+        self._feeders: list[Callable[[], None]] = []
 
     def count(self, tenant: str, model: str, status: CacheStatus, saved: Money) -> None:
         match status:
@@ -145,9 +146,18 @@ class SqliteTallies:
                 more = Tally(misses=1)
             case CacheStatus.BYPASS:
                 more = Tally(bypasses=1)
+        self.add(tenant, model, more)
+
+    def add(self, tenant: str, model: str, more: Tally) -> None:
         self._counted[tenant, model] = self._counted.get((tenant, model), Tally()) + more
 
+    def feed_from(self, hand_over: Callable[[], None]) -> None:
+        """Have `hand_over` called, which adds what was counted elsewhere, whenever counts are written down or read."""
+        self._feeders.append(hand_over)
+
     async def flush(self) -> None:
+        for hand_over in self._feeders:
+            hand_over()
         counted, self._counted = self._counted, {}
         if not counted:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,11 +13,11 @@ from prometheus_client.registry import Collector
 from gateway.domain.money import Money
 
 # A hit takes a millisecond and a generation minutes: the same buckets have to show both.
-_REQUEST_BUCKETS = (
+REQUEST_BUCKETS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 90.0, 120.0, 180.0,
     300.0, 600.0, 900.0, 1800.0,
 )  # fmt: skip
-_OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _UPSTREAM_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 75.0, 90.0, 105.0, 120.0, 150.0, 180.0, 240.0,
                      300.0, 450.0, 600.0, 900.0, 1800.0, 3600.0)  # fmt: skip
 
@@ -82,14 +82,14 @@ class Metrics(Collector):
             "gateway_request_seconds",
             "Time from a request's first byte to its answer's last, upstream waiting included.",
             ("model", "outcome"),
-            buckets=_REQUEST_BUCKETS,
+            buckets=REQUEST_BUCKETS,
             registry=self.registry,
         )
         self.overhead_seconds = Histogram(
             "gateway_overhead_seconds",
             "The gateway's own share of that time: waiting for the upstream is left out.",
             ("outcome",),
-            buckets=_OVERHEAD_BUCKETS,
+            buckets=OVERHEAD_BUCKETS,
             registry=self.registry,
         )
         self.upstream_seconds = Histogram(
@@ -145,6 +145,21 @@ class Metrics(Collector):
         MultiProcessCollector(everybodys, self._shared_directory)  # type: ignore[no-untyped-call]  # it has no types
         everybodys.register(self)
         return generate_latest(everybodys)
+
+    def count_hits(
+        self,
+        tenant: str,
+        model: str,
+        *,
+        count: int,
+        seconds: float,
+        by_request_bucket: Sequence[int],
+        by_overhead_bucket: Sequence[int],
+    ) -> None:
+        """Hits that were counted elsewhere: how many, the sum of their times, and how many fell into each bucket."""
+        self.requests.labels(tenant, model, "hit").inc(count)
+        _observe(self.request_seconds.labels(model, "hit"), by_request_bucket, seconds)
+        _observe(self.overhead_seconds.labels("hit"), by_overhead_bucket, seconds)
 
     def count_stores(self, *, evictions: int, corrupt: Mapping[str, int]) -> None:
         """What the stores of this process have counted since it began; what is new of it is added."""
@@ -219,3 +234,11 @@ class Metrics(Collector):
             "Generations that wait for a slot at the upstream.",
             value=reading.waiting,
         )
+
+
+def _observe(histogram: Histogram, by_bucket: Sequence[int], seconds: float) -> None:
+    """Many observations at once, for which prometheus_client has no public way: one call a hit would cost as much again."""
+    histogram._sum.inc(seconds)  # noqa: SLF001 -- as said
+    for bucket, count in zip(histogram._buckets, by_bucket, strict=True):  # noqa: SLF001 -- as said
+        if count:
+            bucket.inc(count)

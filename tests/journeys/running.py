@@ -17,8 +17,9 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.app import SANDBOX_KEY, RunningGateway, listening, running_gateway
+from gateway.app import SANDBOX_KEY, RunningGateway, running_gateway
 from gateway.catalog.yaml_files import load_catalog
+from gateway.http.listening import listening
 from gateway.sandbox.server import create_sandbox
 from gateway.settings import load_settings
 from gateway.telemetry import logs

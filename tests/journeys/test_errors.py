@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 
 from aiohttp import ClientSession, web
 
-from gateway.app import listening
 from gateway.catalog.yaml_files import load_catalog
 from gateway.domain.tenant import Caller
 from gateway.http.front_door import FrontDoor
+from gateway.http.listening import listening
+from gateway.http.request_ids import RequestIds
 from gateway.telemetry.metrics import Metrics
 from tests.journeys.conftest import OpenHouse
 from tests.journeys.running import MODEL, MODELS, PROMPT, House, video
@@ -251,6 +252,7 @@ async def test_what_nobody_foresaw_is_500_without_a_trace_of_the_inside() -> Non
     front_door = FrontDoor(
         keys=BrokenKeys(),  # type: ignore[arg-type] # it is the only thing of keys that is asked for
         metrics=Metrics(),
+        request_ids=RequestIds(),
         max_body_bytes=1000,
         body_timeout_seconds=1,
     )

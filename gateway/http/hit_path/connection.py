@@ -1,0 +1,305 @@
+"""A connection that answers by itself what it knows by heart, and hands everything else to aiohttp's own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.web_protocol import RequestHandler
+
+from gateway.domain.clock import Clock
+from gateway.domain.errors import Unauthenticated
+from gateway.http import ranges
+from gateway.http.hit_path.memory import MOST_QUESTION_BYTES, NO_LIMIT, Medium, Memory
+from gateway.http.hit_path.plain import Ask, Fetch, Head, Other, read_head
+from gateway.http.hit_path.sending import Sending
+from gateway.http.hit_path.served import Served
+from gateway.http.request_ids import RequestIds
+from gateway.tenants.contract import Keys
+
+_END_OF_HEAD = b"\r\n\r\n"
+_HELD_SECONDS = 0.05
+"""How long a head waits here for its body: clients that write the two apart write the second at once."""
+
+_MOST_HEADS = 10_000
+
+
+@dataclass(slots=True)
+class HitPath:
+    """What the connections of one listener share."""
+
+    memory: Memory
+    served: Served
+    keys: Keys
+    request_ids: RequestIds
+    clock: Clock
+
+    heads: dict[bytes, Head] = field(default_factory=dict)
+    """A client's requests have the same head again and again: read once, it is known by its bytes."""
+
+
+class HitConnection(RequestHandler):
+    """aiohttp's connection, with a way to the wire of its own for plain and whole requests.
+
+    Such a request is answered here while nothing else is under way on the connection, and handed on whole otherwise.
+    As soon as anything arrives of which it is not certain where it ends, the connection is aiohttp's for good: two
+    readers must not have different opinions of where a request begins (request smuggling).
+
+    This rests on a few attributes of aiohttp's RequestHandler that are not its public interface, which is why its
+    version is pinned; `listen.hit_path: false` does without.
+    """
+
+    __slots__ = ("_aligned", "_answered", "_held", "_held_until", "_out", "_path", "_sending", "_under_way")
+
+    def __init__(self, path: HitPath, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._path = path
+        self._aligned = True
+        """Whether aiohttp's parser stands between two requests whenever none is under way."""
+        self._answered = 0
+        """How many of the requests that aiohttp's parser has counted have been answered."""
+        self._held = b""
+        self._held_until: asyncio.TimerHandle | None = None
+        self._sending: Sending | None = None
+        self._under_way: tuple[Medium, Callable[[], None]]
+        self._out: socket.socket | None = None
+
+    # --- What arrives
+
+    def data_received(self, data: bytes) -> None:
+        if not self._aligned or self._force_close or self._close:
+            super().data_received(data)
+            return
+        if self._request_count != self._answered:
+            # A request is under way: whatever this is, it waits its turn in aiohttp's queue.
+            self._aligned = False
+            super().data_received(data)
+            return
+        if self._held_until is not None:
+            data = self._taken_up(data)
+        began_at = self._loop.time()
+        end = data.find(_END_OF_HEAD) + 4
+        head = self._read_head(data[:end]) if end > 3 else None
+        if head is None:
+            self._hand_on(data)
+            return
+        missing = end + head.body_bytes - len(data)
+        match head:
+            case _ if missing < 0:
+                self._hand_on(data)
+            case Ask() if missing:
+                self._hold(data, head)
+            case _ if missing:
+                self._hand_on(data)
+            case Ask():
+                if not self._answer(head, data[end:], began_at):
+                    self._hand_on_whole(data)
+            case Fetch():
+                if not self._fetch(head):
+                    self._hand_on_whole(data)
+            case Other():
+                self._hand_on_whole(data)
+
+    def _read_head(self, written: bytes) -> Head | None:
+        heads = self._path.heads
+        head = heads.get(written)
+        if head is None:
+            head = read_head(written)
+            if head is not None:
+                if len(heads) >= _MOST_HEADS:
+                    heads.clear()
+                heads[written] = head
+        return head
+
+    def _hand_on(self, data: bytes) -> None:
+        self._aligned = False
+        super().data_received(data)
+
+    def _hand_on_whole(self, data: bytes) -> None:
+        known = self._request_count
+        super().data_received(data)
+        # One request was handed on; a parser that has found none or two has another opinion of where it ends.
+        self._aligned = self._request_count == known + 1
+
+    async def finish_response(self, *args: Any) -> tuple[web.StreamResponse, bool]:
+        try:
+            return await super().finish_response(*args)
+        finally:
+            self._answered += 1
+
+    # --- A body that comes after its head
+
+    def _hold(self, data: bytes, head: Ask) -> None:
+        if head.body_bytes > MOST_QUESTION_BYTES:
+            self._hand_on(data)
+            return
+        self._held = data
+        self._held_until = self._loop.call_later(_HELD_SECONDS, self._give_up_holding)
+
+    def _taken_up(self, data: bytes) -> bytes:
+        if self._held_until is not None:
+            self._held_until.cancel()
+            self._held_until = None
+        held, self._held = self._held, b""
+        return held + data
+
+    def _give_up_holding(self) -> None:
+        # aiohttp has the time that a slow body takes, and the answer when it takes too long.
+        self._hand_on(self._taken_up(b""))
+
+    # --- Answers
+
+    def _answer(self, ask: Ask, body: bytes, began_at: float) -> bool:
+        path = self._path
+        try:
+            tenant = path.keys.authenticate(ask.key).tenant
+        except Unauthenticated:
+            return False
+        known = path.memory.hit(tenant, ask.model, body)
+        left = path.memory.left(tenant)
+        if known is None or left is None:
+            return False
+        hit, medium = known
+        age = b"%d" % max(0, int(path.clock() - hit.made_at))
+        date = rfc822_formatted_time().encode()
+        request = path.request_ids.next().encode()
+        if left is NO_LIMIT:
+            head = hit.unlimited % (request, age, date)
+        else:
+            head = hit.limited % (request, age, left, date)
+        return self._send(
+            head,
+            medium,
+            0,
+            medium.size_bytes,
+            lambda: path.served.hit(tenant.name, ask.model, hit.saved_micros, self._loop.time() - began_at),
+        )
+
+    def _fetch(self, fetch: Fetch) -> bool:
+        known = self._path.memory.link(fetch.target)
+        if known is None:
+            return False
+        link, medium = known
+        date = rfc822_formatted_time().encode()
+        match ranges.wanted(fetch.range, medium.size_bytes):
+            case None:
+                start, count = 0, medium.size_bytes
+                head = link.whole % date
+            case (_, 0):
+                return False
+            case (start, count):
+                head = link.part % (b"%d" % start, b"%d" % (start + count - 1), b"%d" % count, date)
+        return self._send(head, medium, start, count, partial(self._path.served.fetched, count))
+
+    def _send(self, head: bytes, medium: Medium, start: int, count: int, sent: Callable[[], None]) -> bool:
+        """Send it, or refuse to: whoever is refused has been sent nothing."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        if not self._path.memory.is_sound(medium):
+            return False
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if medium.content is not None:
+            transport.write(head + medium.content[start : start + count])
+            sent()
+            return True
+        self._send_file(transport, head, medium, start, count, sent)
+        return True
+
+    def _send_file(
+        self,
+        transport: asyncio.Transport,
+        head: bytes,
+        medium: Medium,
+        start: int,
+        count: int,
+        sent: Callable[[], None],
+    ) -> None:
+        if self._out is None:
+            self._out = transport.get_extra_info("socket").dup()
+        medium.hold()
+        self._under_way = (medium, sent)
+        # Whoever shuts down waits for it, as for any other request.
+        self._request_in_progress = True
+        self._sending = Sending(self._loop, self._out, medium.descriptor, start, count, self._sent)
+        try:
+            done = self._sending.begin(head)
+        except OSError as error:
+            self._sent(error)
+            return
+        if done:
+            self._sent(None)
+        else:
+            # What the caller asks next waits in its socket.
+            transport.pause_reading()
+
+    def _sent(self, error: OSError | None) -> None:
+        _, sent = self._under_way
+        self._let_go()
+        if self.transport is None:
+            return
+        if error is not None:
+            # The length was promised: a body that is short must not look like a whole one.
+            self.transport.abort()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self.transport.resume_reading()
+        sent()
+
+    def _let_go(self) -> None:
+        medium, _ = self._under_way
+        medium.let_go()
+        self._sending = None
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+
+    def _process_keepalive(self) -> None:
+        if self._sending is None:
+            super()._process_keepalive()
+        else:
+            # aiohttp takes the connection for idle.
+            self._keepalive_handle = self._loop.call_later(self._keepalive_timeout, self._process_keepalive)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._held_until is not None:
+            self._held_until.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
+            self._let_go()
+        if self._out is not None:
+            self._out.close()
+        super().connection_lost(exc)
+
+
+class HitRunner(web.AppRunner):
+    """Serves an application over connections that take the hit path where they can."""
+
+    def __init__(self, application: web.Application, path: HitPath, **options: Any) -> None:
+        super().__init__(application, **options)
+        self._path = path
+
+    async def _make_server(self) -> web.Server:
+        ordinary = await super()._make_server()
+        return _HitServer(
+            self._path,
+            ordinary.request_handler,
+            request_factory=ordinary.request_factory,
+            handler_cancellation=ordinary.handler_cancellation,
+            **ordinary._kwargs,  # noqa: SLF001 -- what a connection is made with is said nowhere else
+        )
+
+
+class _HitServer(web.Server):
+    def __init__(self, path: HitPath, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._path = path
+
+    def __call__(self) -> RequestHandler:
+        return HitConnection(self._path, self, loop=self._loop, **self._kwargs)

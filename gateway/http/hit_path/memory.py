@@ -1,0 +1,424 @@
+"""What the hit path knows by heart: learnt from answers that the ordinary application gave, believed while marks last."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from gateway.blobs.contract import BlobStore
+from gateway.catalog.contract import Catalog
+from gateway.database.marks import Marks
+from gateway.domain.clock import Clock
+from gateway.domain.errors import GatewayError
+from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest
+from gateway.domain.identity import Digest, Fingerprint
+from gateway.domain.money import Money
+from gateway.domain.tenant import Tenant
+from gateway.generation import intake
+from gateway.http import heads
+from gateway.http.hit_path.template import BLANK, template
+from gateway.ledger.contract import Statements, remaining
+
+T = TypeVar("T")
+Question = tuple[str, str | None, bytes]
+"""A model, the tenant for whom it is private, and the bytes of a body."""
+
+SMALL_BYTES = 64 * 2**10
+"""Media up to this size are kept in memory; larger ones as open files."""
+
+MOST_QUESTION_BYTES = 64 * 2**10
+"""Bodies up to this size are known again by their bytes."""
+
+_BELIEVED_SECONDS = 60.0
+"""For how long anything is believed, whatever the marks say: stores want to be told now and then what is in use."""
+
+_LOOK_EVERY_SECONDS = 1.0
+"""How often a file whose bytes are in memory is looked at: what somebody did to it by hand changes no mark."""
+
+_MOST_FILES = 512
+_MOST_HITS = 100_000
+_MOST_LINKS = 10_000
+_MOST_BALANCES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """By what a file is known again: whatever is done to it changes one of these."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, seen: os.stat_result) -> _Identity:
+        return cls(seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+
+
+@dataclass(slots=True)
+class Medium:
+    """A blob that can be sent at once: its bytes, or a file that is open."""
+
+    digest: Digest
+    size_bytes: int
+    path: Path
+    identity: _Identity
+    place: int
+    mark: int
+    believed_until: float
+    content: bytes | None
+    descriptor: int = -1
+    looked_at: float = 0.0
+    _users: int = 1
+
+    def hold(self) -> None:
+        """Somebody sends it: its file stays open until `let_go`."""
+        self._users += 1
+
+    def let_go(self) -> None:
+        self._users -= 1
+        if not self._users and self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A generation that can be answered with at once, by its first medium."""
+
+    digest: Digest
+    made_at: float
+    saved_micros: int
+    limited: bytes
+    """The template of the head: takes the request's id, the age, the remaining credits and the date."""
+
+    unlimited: bytes
+    """The same for a tenant whose credits have no limit."""
+
+    marks: tuple[tuple[int, int], ...]
+    believed_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A target that leads to a blob until it runs out."""
+
+    digest: Digest
+    expires: float
+    whole: bytes
+    """The template of the head: takes the date."""
+
+    part: bytes
+    """Takes first byte, last byte, length and date."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Balance:
+    tenant: Tenant
+    place: int
+    mark: int
+    since: float
+    until: float
+    left: bytes
+
+
+NO_LIMIT = b""
+"""What a tenant has left that has no limit."""
+
+
+class Memory:
+    """What can be answered without asking anybody.
+
+    Nothing is put in here but by `learn_…`, which reads the marks first and asks the stores and the books afterwards,
+    so that whatever changes from then on changes a mark. Everything is bounded; what is forgotten is answered by the
+    ordinary application, and learnt again.
+    """
+
+    def __init__(
+        self,
+        *,
+        marks: Marks,
+        catalog: Catalog,
+        look_up: Callable[[Fingerprint], Awaitable[Generation | None]],
+        blobs: BlobStore,
+        statements: Statements,
+        clock: Clock,
+        monotonic: Callable[[], float],
+        most_bytes: int,
+    ) -> None:
+        """`most_bytes`: of media and of request bodies, each."""
+        self._marks = marks
+        self._catalog = catalog
+        self._look_up = look_up
+        self._blobs = blobs
+        self._statements = statements
+        self._clock = clock
+        self._monotonic = monotonic
+        self._most_bytes = most_bytes
+        self._hits: dict[Fingerprint, Hit] = {}
+        self._questions: dict[Question, Fingerprint] = {}
+        self._questions_bytes = 0
+        self._media: dict[Digest, Medium] = {}
+        self._media_bytes = self._files = 0
+        self._links: dict[str, Link] = {}
+        self._balances: dict[str, _Balance] = {}
+        self._lessons: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def close(self) -> None:
+        """Forget everything; files that are being sent are closed when they have been."""
+        for lesson in list(self._lessons.values()):
+            lesson.cancel()
+        for digest in list(self._media):
+            self._forget_medium(digest)
+
+    # --- What is known
+
+    def hit(self, tenant: Tenant, model: str, body: bytes) -> tuple[Hit, Medium] | None:
+        """What answers the request, if that is known and still true."""
+        if tenant.models is not None and model not in tenant.models:
+            return None
+        question = (model, tenant.name if tenant.private_cache else None, body)
+        fingerprint = self._questions.get(question)
+        if fingerprint is None:
+            fingerprint = self._read(tenant, model, body)
+            if fingerprint not in self._hits:
+                return None
+            self._note_question(question, fingerprint)
+        return self._believed(fingerprint)
+
+    def _read(self, tenant: Tenant, model: str, body: bytes) -> Fingerprint | None:
+        try:
+            return intake.fingerprint_of_plain(tenant, self._catalog.find(model), body)
+        except GatewayError:
+            return None
+
+    def _believed(self, fingerprint: Fingerprint) -> tuple[Hit, Medium] | None:
+        hit = self._hits.get(fingerprint)
+        if hit is None or self._monotonic() > hit.believed_until:
+            return None
+        read = self._marks.read
+        for place, mark in hit.marks:
+            if read(place) != mark:
+                return None
+        medium = self._media.get(hit.digest)
+        return None if medium is None else (hit, medium)
+
+    def left(self, tenant: Tenant) -> bytes | None:
+        """What the tenant can still spend, as its header has it; NO_LIMIT, or None where that is not known."""
+        balance = self._balances.get(tenant.name)
+        if (
+            balance is None
+            or balance.tenant is not tenant
+            or self._marks.read(balance.place) != balance.mark
+            or not balance.since <= self._clock() < balance.until
+        ):
+            return None
+        return balance.left
+
+    def link(self, target: str) -> tuple[Link, Medium] | None:
+        """Where a target leads, if that is known and still true."""
+        link = self._links.get(target)
+        if link is None or self._clock() > link.expires:
+            return None
+        medium = self._media.get(link.digest)
+        return (link, medium) if medium is not None and self._is_believed(medium) else None
+
+    def _is_believed(self, medium: Medium) -> bool:
+        return self._marks.read(medium.place) == medium.mark and self._monotonic() <= medium.believed_until
+
+    def is_sound(self, medium: Medium) -> bool:
+        """Whether its file is what it was: asked of an open file always, of one whose bytes are here now and then."""
+        try:
+            if medium.content is None:
+                return _Identity.of(os.fstat(medium.descriptor)) == medium.identity
+            now = self._monotonic()
+            if now - medium.looked_at < _LOOK_EVERY_SECONDS:
+                return True
+            medium.looked_at = now
+            return _identity_at(medium.path) == medium.identity
+        except OSError:
+            return False
+
+    # --- What is learnt
+
+    def learn_hit(self, tenant: Tenant, request: GenerationRequest, body: bytes) -> None:
+        """The ordinary application has answered this with a hit: it can be done from memory next time."""
+        self._note_question(
+            (request.model, tenant.name if tenant.private_cache else None, body), request.fingerprint
+        )
+        if self._believed(request.fingerprint) is None:
+            self._learn(("hit", request.fingerprint), self._study_generation, request.fingerprint)
+        if self.left(tenant) is None:
+            self._learn(("balance", tenant.name), self._study_balance, tenant)
+
+    def learn_link(self, target: str, blob: Blob, expires: float) -> None:
+        """The ordinary application has sent this blob for this target, which is good until `expires`."""
+        if target not in self._links:
+            _make_room(self._links, _MOST_LINKS)
+            size = str(blob.size_bytes)
+            headers = {**heads.of_link(blob.media_type), **heads.of_blob(blob.digest)}
+            part = {**headers, "Content-Range": heads.content_range(BLANK, BLANK, size)}
+            self._links[target] = Link(
+                blob.digest,
+                expires,
+                whole=template("200 OK", headers, size),
+                part=template("206 Partial Content", part, BLANK),
+            )
+        medium = self._media.get(blob.digest)
+        if medium is None or not self._is_believed(medium):
+            self._learn(("blob", blob.digest), self._study_medium, blob)
+
+    def _learn(self, what: tuple[str, str], study: Callable[[T], Awaitable[object]], of: T) -> None:
+        """One lesson about a thing at a time, behind the answer's back."""
+        if what in self._lessons:
+            return
+
+        async def lesson() -> None:
+            with suppress(
+                GatewayError, OSError
+            ):  # not learnt, then: the next request is answered as this one was
+                await study(of)
+
+        task = asyncio.create_task(lesson())
+        self._lessons[what] = task
+        task.add_done_callback(lambda _: self._lessons.pop(what, None))
+
+    async def _study_generation(self, fingerprint: Fingerprint) -> None:
+        place = Marks.place(f"entry:{fingerprint}")
+        mark = self._marks.read(place)
+        known = await self._look_up(fingerprint)
+        if known is None:
+            return
+        # Read before the second look at them all, which then vouches for them.
+        marks = [(at, self._marks.read(at)) for at in (place, *map(_place_of, known.blobs))]
+        medium = await self._study_medium(known.blob)
+        if medium is None or await self._look_up(fingerprint) != known or marks[0] != (place, mark):
+            return
+        limited = {
+            **heads.of_generation(
+                known, CacheStatus.HIT, request=BLANK, charged=Money.ZERO, age=BLANK, left=BLANK
+            ),
+            **heads.of_blob(medium.digest),
+        }
+        unlimited = {name: value for name, value in limited.items() if name != heads.REMAINING}
+        size = str(medium.size_bytes)
+        self._hits.pop(fingerprint, None)
+        _make_room(self._hits, _MOST_HITS)
+        self._hits[fingerprint] = Hit(
+            medium.digest,
+            known.made_at,
+            known.cost.micros,
+            limited=template("200 OK", limited, size),
+            unlimited=template("200 OK", unlimited, size),
+            marks=tuple(marks),
+            believed_until=self._monotonic() + _BELIEVED_SECONDS,
+        )
+
+    async def _study_medium(self, blob: Blob) -> Medium | None:
+        place = _place_of(blob)
+        mark = self._marks.read(place)
+        located = await self._blobs.locate(blob.digest)
+        if located is None:
+            return None
+        content, descriptor, identity = await asyncio.to_thread(_open, located.path, located.size_bytes)
+        medium = Medium(
+            blob.digest,
+            located.size_bytes,
+            located.path,
+            identity,
+            place,
+            mark,
+            self._monotonic() + _BELIEVED_SECONDS,
+            content,
+            descriptor,
+        )
+        # What was opened is what the store vouches for if it still lies there after the store has looked once more.
+        again = await self._blobs.locate(blob.digest)
+        if again is None or await asyncio.to_thread(_identity_at, located.path) != identity:
+            medium.let_go()
+            return None
+        self._note_medium(medium)
+        return medium
+
+    async def _study_balance(self, tenant: Tenant) -> None:
+        place = Marks.place(f"tenant:{tenant.name}")
+        mark = self._marks.read(place)
+        now = self._clock()
+        left = remaining(await self._statements.balances(tenant.name, tenant.budgets))
+        ends = [end.timestamp() for budget in tenant.budgets if (end := budget.per.resets_at(now))]
+        _make_room(self._balances, _MOST_BALANCES)
+        self._balances[tenant.name] = _Balance(
+            tenant,
+            place,
+            mark,
+            since=now,
+            until=min(ends, default=float("inf")),
+            left=NO_LIMIT if left is None else heads.usd(left).encode(),
+        )
+
+    # --- Bounds
+
+    def _note_question(self, question: Question, fingerprint: Fingerprint) -> None:
+        size = len(question[2])
+        if size > MOST_QUESTION_BYTES or question in self._questions:
+            return
+        self._questions[question] = fingerprint
+        self._questions_bytes += size
+        while self._questions_bytes > self._most_bytes:
+            oldest = next(iter(self._questions))
+            del self._questions[oldest]
+            self._questions_bytes -= len(oldest[2])
+
+    def _note_medium(self, medium: Medium) -> None:
+        self._forget_medium(medium.digest)
+        self._media[medium.digest] = medium
+        self._account_for(medium, 1)
+        while self._files > _MOST_FILES or self._media_bytes > self._most_bytes:
+            self._forget_medium(next(iter(self._media)))
+
+    def _forget_medium(self, digest: Digest) -> None:
+        medium = self._media.pop(digest, None)
+        if medium is not None:
+            self._account_for(medium, -1)
+            medium.let_go()
+
+    def _account_for(self, medium: Medium, times: int) -> None:
+        if medium.content is None:
+            self._files += times
+        else:
+            self._media_bytes += times * medium.size_bytes
+
+
+def _place_of(blob: Blob) -> int:
+    return Marks.place(f"blob:{blob.digest}")
+
+
+def _make_room(known: dict[str, T] | dict[Fingerprint, T], most: int) -> None:
+    """What was learnt first goes first; what is in use is learnt again."""
+    while len(known) >= most:
+        del known[next(iter(known))]  # type: ignore[arg-type]  # its own key
+
+
+def _open(path: Path, size_bytes: int) -> tuple[bytes | None, int, _Identity]:
+    """The bytes of a small file, or a descriptor of a larger one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    keep = size_bytes > SMALL_BYTES
+    try:
+        identity = _Identity.of(os.fstat(descriptor))
+        content = None if keep else os.pread(descriptor, SMALL_BYTES + 1, 0)
+        if identity.size_bytes != size_bytes or (content is not None and len(content) != size_bytes):
+            keep = False
+            raise FileNotFoundError(path)
+    finally:
+        if not keep:
+            os.close(descriptor)
+    return content, descriptor if keep else -1, identity
+
+
+def _identity_at(path: Path) -> _Identity:
+    return _Identity.of(path.lstat())

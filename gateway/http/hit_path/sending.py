@@ -1,0 +1,101 @@
+"""A part of a file to a socket, from kernel to kernel, beside the event loop's transport."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+_MOST_AT_ONCE = 4 * 2**20
+"""Bytes that are sent before others have their turn: a caller who reads fast must not keep the loop to itself."""
+
+_STALLED_SECONDS = 60.0
+"""How long a caller may take nothing at all before it is given up; nginx's send_timeout is as long."""
+
+
+class Sending:
+    """One answer on its way: a head, and `count` bytes of a file from `start` on.
+
+    asyncio's own sendfile needs two thread-safe futures, a registration with the selector and a coroutine for each
+    answer, and may not be used on the transport's own descriptor; this writes to a duplicate of it until it is full.
+    Nobody else may write meanwhile, and the transport's buffer has to be empty.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        out: socket.socket,
+        file: int,
+        start: int,
+        count: int,
+        ended: Callable[[OSError | None], None],
+    ) -> None:
+        """`out` and `file` stay the caller's, and open until `ended` is called: with what broke it, if it broke."""
+        self._loop = loop
+        self._out = out
+        self._file = file
+        self._offset = start
+        self._end = start + count
+        self._ended = ended
+        self._waits = False
+        self._watch: asyncio.TimerHandle | None = None
+
+    def begin(self, head: bytes) -> bool:
+        """Send as much as can be sent now; whether that was all. If not, `ended` is called later."""
+        try:
+            # A new socket buffer takes a head; one that does not is full of what was not read.
+            sent = self._out.send(head, socket.MSG_MORE)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(head):
+            raise BrokenPipeError("the caller does not read what it was sent before")
+        return self._send_on()
+
+    def cancel(self) -> None:
+        """Give it up; `ended` is not called."""
+        if self._waits:
+            self._loop.remove_writer(self._out.fileno())
+            self._waits = False
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _send_on(self) -> bool:
+        turn_ends = min(self._end, self._offset + _MOST_AT_ONCE)
+        try:
+            while self._offset < turn_ends:
+                sent = os.sendfile(self._out.fileno(), self._file, self._offset, turn_ends - self._offset)
+                if not sent:
+                    raise BrokenPipeError("the file is shorter than it was")
+                self._offset += sent
+        except BlockingIOError:
+            pass
+        if self._offset == self._end:
+            return True
+        if not self._waits:
+            self._waits = True
+            self._loop.add_writer(self._out.fileno(), self._go_on)
+            self._watch_from(self._offset)
+        return False
+
+    def _go_on(self) -> None:
+        try:
+            done = self._send_on()
+        except OSError as error:
+            self.cancel()
+            self._ended(error)
+        else:
+            if done:
+                self.cancel()
+                self._ended(None)
+
+    def _watch_from(self, offset: int) -> None:
+        self._watch = self._loop.call_later(_STALLED_SECONDS, self._look, offset)
+
+    def _look(self, offset: int) -> None:
+        if self._offset == offset:
+            self.cancel()
+            self._ended(TimeoutError("the caller has stopped reading"))
+        else:
+            self._watch_from(self._offset)
