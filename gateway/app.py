@@ -127,11 +127,14 @@ async def running_gateway(
         keys = SqliteKeys(database, tenants=tenants, clock=clock)
         stack.callback(keys.close)
         cache = await asyncio.to_thread(
-            DiskGenerationCache, directory / "cache", max_bytes=settings.storage.entries_max_bytes
+            DiskGenerationCache,
+            directory / "cache",
+            max_bytes=settings.storage.entries_max_bytes,
+            marks=marks,
         )
         stack.callback(cache.close)
         blobs = await asyncio.to_thread(
-            DiskBlobStore, directory / "blobs", max_bytes=settings.storage.max_bytes
+            DiskBlobStore, directory / "blobs", max_bytes=settings.storage.max_bytes, marks=marks
         )
         stack.callback(blobs.close)
         upstream = await stack.enter_async_context(
