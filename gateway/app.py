@@ -257,6 +257,7 @@ def _front(
 ) -> tuple[web.Application, HitPath | None]:
     """What callers reach, and the short way to what is cached, where that is wanted."""
     request_ids = RequestIds()
+    monotonic = asyncio.get_running_loop().time
     memory = Memory(
         marks=marks,
         catalog=catalog,
@@ -264,13 +265,13 @@ def _front(
         blobs=blobs,
         statements=ledger,
         clock=clock,
-        monotonic=asyncio.get_running_loop().time,
+        monotonic=monotonic,
         most_bytes=settings.listen.hit_path_max_bytes,
     )
     stack.callback(memory.close)
     hit_path: HitPath | None = None
     if settings.listen.hit_path:
-        served = Served(metrics, tallies)
+        served = Served(metrics, tallies, monotonic)
         tallies.feed_from(served.hand_over)
         hit_path = HitPath(memory, served, keys, request_ids, clock)
     front_door = FrontDoor(

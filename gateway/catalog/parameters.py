@@ -55,11 +55,7 @@ class Schema:
 
     def complete(self, model: str, given: Mapping[str, Json]) -> Parameters:
         """`given` as it will be sent; InvalidParameters, with every problem there is, when it cannot be."""
-        if (
-            self._names.issuperset(given)
-            and all(map(_in_form, given.values()))
-            and self._validator.is_valid(given)
-        ):
+        if self._names.issuperset(given) and _are_in_form(given.values()) and self._validator.is_valid(given):
             return {**self._defaults, **given}
         problems: dict[str, Problem] = {}
         for problem in self._problems(given):
@@ -112,18 +108,18 @@ class Schema:
         return in_words(self._properties[name]) if name in self._properties else None
 
 
-def _in_form(value: Json) -> bool:
-    """Whether `value` is plain, has a canonical form and is in it: most are, and need no further look."""
-    match value:
-        case str():
-            return value.isascii() or _is_text(value)
-        case bool():
-            return True
-        case int():
-            return -GREATEST_INTEGER <= value <= GREATEST_INTEGER
-        case float():
-            return -GREATEST_INTEGER < value < GREATEST_INTEGER and not value.is_integer()
-    return False
+def _are_in_form(values: Iterable[Json]) -> bool:
+    """Whether all are plain, have a canonical form and are in it: most are, and need no further look."""
+    for value in values:
+        if isinstance(value, str):
+            if not value.isascii() and not _is_text(value):
+                return False
+        elif isinstance(value, int):
+            if not -GREATEST_INTEGER <= value <= GREATEST_INTEGER:
+                return False
+        elif not isinstance(value, float) or not abs(value) < GREATEST_INTEGER or value.is_integer():
+            return False
+    return True
 
 
 def in_one_form(value: Json) -> Json:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -153,13 +154,12 @@ class Metrics(Collector):
         *,
         count: int,
         seconds: float,
-        by_request_bucket: Sequence[int],
-        by_overhead_bucket: Sequence[int],
+        by_bound: Mapping[float, int],
     ) -> None:
-        """Hits that were counted elsewhere: how many, the sum of their times, and how many fell into each bucket."""
+        """Hits that were counted elsewhere: how many, the sum of their times, and how many took up to each bound."""
         self.requests.labels(tenant, model, "hit").inc(count)
-        _observe(self.request_seconds.labels(model, "hit"), by_request_bucket, seconds)
-        _observe(self.overhead_seconds.labels("hit"), by_overhead_bucket, seconds)
+        _observe(self.request_seconds.labels(model, "hit"), by_bound, seconds)
+        _observe(self.overhead_seconds.labels("hit"), by_bound, seconds)
 
     def count_stores(self, *, evictions: int, corrupt: Mapping[str, int]) -> None:
         """What the stores of this process have counted since it began; what is new of it is added."""
@@ -236,9 +236,9 @@ class Metrics(Collector):
         )
 
 
-def _observe(histogram: Histogram, by_bucket: Sequence[int], seconds: float) -> None:
+def _observe(histogram: Histogram, by_bound: Mapping[float, int], seconds: float) -> None:
     """Many observations at once, for which prometheus_client has no public way: one call a hit would cost as much again."""
     histogram._sum.inc(seconds)  # noqa: SLF001 -- as said
-    for bucket, count in zip(histogram._buckets, by_bucket, strict=True):  # noqa: SLF001 -- as said
+    for bound, count in by_bound.items():
         if count:
-            bucket.inc(count)
+            histogram._buckets[bisect_left(histogram._upper_bounds, bound)].inc(count)  # noqa: SLF001 -- as said

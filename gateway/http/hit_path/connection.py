@@ -15,9 +15,10 @@ from aiohttp.web_protocol import RequestHandler
 
 from gateway.domain.clock import Clock
 from gateway.domain.errors import Unauthenticated
+from gateway.domain.tenant import Caller
 from gateway.http import ranges
 from gateway.http.hit_path.memory import MOST_QUESTION_BYTES, NO_LIMIT, Medium, Memory
-from gateway.http.hit_path.plain import Ask, Fetch, Head, Other, read_head
+from gateway.http.hit_path.plain import Ask, Fetch, Head, read_head
 from gateway.http.hit_path.sending import Sending
 from gateway.http.hit_path.served import Served
 from gateway.http.request_ids import RequestIds
@@ -41,6 +42,17 @@ class HitPath:
     clock: Clock
 
     heads: dict[bytes, Head] = field(default_factory=dict)
+
+    def caller(self, ask: Ask) -> Caller | None:
+        """Who asks; None for whom the ordinary application is to refuse."""
+        if ask.known_by != self.keys.revision:
+            try:
+                ask.caller = self.keys.authenticate(ask.key)
+            except Unauthenticated:
+                return None
+            ask.known_by = self.keys.revision
+        return ask.caller
+
     """A client's requests have the same head again and again: read once, it is known by its bytes."""
 
 
@@ -83,38 +95,31 @@ class HitConnection(RequestHandler):
             return
         if self._held_until is not None:
             data = self._taken_up(data)
-        began_at = self._loop.time()
+        now = self._loop.time()
         end = data.find(_END_OF_HEAD) + 4
-        head = self._read_head(data[:end]) if end > 3 else None
+        head = (self._path.heads.get(data[:end]) or self._read_head(data[:end])) if end > 3 else None
         if head is None:
             self._hand_on(data)
             return
         missing = end + head.body_bytes - len(data)
-        match head:
-            case _ if missing < 0:
-                self._hand_on(data)
-            case Ask() if missing:
-                self._hold(data, head)
-            case _ if missing:
-                self._hand_on(data)
-            case Ask():
-                if not self._answer(head, data[end:], began_at):
-                    self._hand_on_whole(data)
-            case Fetch():
-                if not self._fetch(head):
-                    self._hand_on_whole(data)
-            case Other():
+        if not missing:
+            answered = (isinstance(head, Ask) and self._answer(head, data[end:], now)) or (
+                isinstance(head, Fetch) and self._fetch(head, now)
+            )
+            if not answered:
                 self._hand_on_whole(data)
+        elif missing > 0 and isinstance(head, Ask):
+            self._hold(data, head)
+        else:
+            self._hand_on(data)
 
     def _read_head(self, written: bytes) -> Head | None:
-        heads = self._path.heads
-        head = heads.get(written)
-        if head is None:
-            head = read_head(written)
-            if head is not None:
-                if len(heads) >= _MOST_HEADS:
-                    heads.clear()
-                heads[written] = head
+        head = read_head(written)
+        if head is not None:
+            heads = self._path.heads
+            if len(heads) >= _MOST_HEADS:
+                heads.clear()
+            heads[written] = head
         return head
 
     def _hand_on(self, data: bytes) -> None:
@@ -155,13 +160,13 @@ class HitConnection(RequestHandler):
 
     # --- Answers
 
-    def _answer(self, ask: Ask, body: bytes, began_at: float) -> bool:
+    def _answer(self, ask: Ask, body: bytes, now: float) -> bool:
         path = self._path
-        try:
-            tenant = path.keys.authenticate(ask.key).tenant
-        except Unauthenticated:
+        caller = path.caller(ask)
+        if caller is None:
             return False
-        known = path.memory.hit(tenant, ask.model, body)
+        tenant = caller.tenant
+        known = path.memory.hit(tenant, ask.model, body, now)
         left = path.memory.left(tenant)
         if known is None or left is None:
             return False
@@ -178,11 +183,12 @@ class HitConnection(RequestHandler):
             medium,
             0,
             medium.size_bytes,
-            lambda: path.served.hit(tenant.name, ask.model, hit.saved_micros, self._loop.time() - began_at),
+            now,
+            partial(path.served.hit, tenant.name, ask.model, hit.saved_micros, now),
         )
 
-    def _fetch(self, fetch: Fetch) -> bool:
-        known = self._path.memory.link(fetch.target)
+    def _fetch(self, fetch: Fetch, now: float) -> bool:
+        known = self._path.memory.link(fetch.target, now)
         if known is None:
             return False
         link, medium = known
@@ -195,21 +201,30 @@ class HitConnection(RequestHandler):
                 return False
             case (start, count):
                 head = link.part % (b"%d" % start, b"%d" % (start + count - 1), b"%d" % count, date)
-        return self._send(head, medium, start, count, partial(self._path.served.fetched, count))
+        return self._send(head, medium, start, count, now, partial(self._path.served.fetched, count))
 
-    def _send(self, head: bytes, medium: Medium, start: int, count: int, sent: Callable[[], None]) -> bool:
+    def _send(
+        self,
+        head: bytes,
+        medium: Medium,
+        start: int,
+        count: int,
+        now: float,
+        sent: Callable[[], None],
+    ) -> bool:
         """Send it, or refuse to: whoever is refused has been sent nothing."""
         transport = self.transport
         if transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return False
-        if not self._path.memory.is_sound(medium):
+        if not self._path.memory.is_sound(medium, now):
             return False
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        if medium.content is not None:
-            transport.write(head + medium.content[start : start + count])
-            sent()
+        if medium.content is None:
+            self._send_file(transport, head, medium, start, count, sent)
             return True
-        self._send_file(transport, head, medium, start, count, sent)
+        content = medium.content if count == medium.size_bytes else medium.content[start : start + count]
+        transport.write(head + content)
+        self._next_keepalive_close_time = now + self._keepalive_timeout
+        sent()
         return True
 
     def _send_file(

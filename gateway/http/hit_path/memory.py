@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -35,7 +36,10 @@ MOST_QUESTION_BYTES = 64 * 2**10
 """Bodies up to this size are known again by their bytes."""
 
 _BELIEVED_SECONDS = 60.0
-"""For how long anything is believed, whatever the marks say: stores want to be told now and then what is in use."""
+"""After this, what is asked for is learnt anew behind the answer's back: stores want to be told what is in use."""
+
+_DOUBTED_SECONDS = 180.0
+"""What could not be learnt anew for so long is not believed any more, whatever the marks say."""
 
 _LOOK_EVERY_SECONDS = 1.0
 """How often a file whose bytes are in memory is looked at: what somebody did to it by hand changes no mark."""
@@ -64,17 +68,24 @@ class _Identity:
 class Medium:
     """A blob that can be sent at once: its bytes, or a file that is open."""
 
-    digest: Digest
-    size_bytes: int
+    blob: Blob
     path: Path
     identity: _Identity
     place: int
     mark: int
-    believed_until: float
+    learnt_at: float
     content: bytes | None
     descriptor: int = -1
     looked_at: float = 0.0
     _users: int = 1
+
+    @property
+    def digest(self) -> Digest:
+        return self.blob.digest
+
+    @property
+    def size_bytes(self) -> int:
+        return self.blob.size_bytes
 
     def hold(self) -> None:
         """Somebody sends it: its file stays open until `let_go`."""
@@ -101,7 +112,7 @@ class Hit:
     """The same for a tenant whose credits have no limit."""
 
     marks: tuple[tuple[int, int], ...]
-    believed_until: float
+    learnt_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +189,8 @@ class Memory:
 
     # --- What is known
 
-    def hit(self, tenant: Tenant, model: str, body: bytes) -> tuple[Hit, Medium] | None:
-        """What answers the request, if that is known and still true."""
+    def hit(self, tenant: Tenant, model: str, body: bytes, now: float) -> tuple[Hit, Medium] | None:
+        """What answers the request, if that is known and still true; `now` is monotonic."""
         if tenant.models is not None and model not in tenant.models:
             return None
         question = (model, tenant.name if tenant.private_cache else None, body)
@@ -189,7 +200,7 @@ class Memory:
             if fingerprint not in self._hits:
                 return None
             self._note_question(question, fingerprint)
-        return self._believed(fingerprint)
+        return self._believed(fingerprint, now)
 
     def _read(self, tenant: Tenant, model: str, body: bytes) -> Fingerprint | None:
         try:
@@ -197,16 +208,23 @@ class Memory:
         except GatewayError:
             return None
 
-    def _believed(self, fingerprint: Fingerprint) -> tuple[Hit, Medium] | None:
+    def _believed(self, fingerprint: Fingerprint, now: float) -> tuple[Hit, Medium] | None:
         hit = self._hits.get(fingerprint)
-        if hit is None or self._monotonic() > hit.believed_until:
+        if hit is None:
             return None
         read = self._marks.read
         for place, mark in hit.marks:
             if read(place) != mark:
                 return None
         medium = self._media.get(hit.digest)
-        return None if medium is None else (hit, medium)
+        if medium is None:
+            return None
+        age_seconds = now - hit.learnt_at
+        if age_seconds > _BELIEVED_SECONDS:
+            self._learn(("hit", fingerprint), self._study_generation, fingerprint)
+            if age_seconds > _DOUBTED_SECONDS:
+                return None
+        return hit, medium
 
     def left(self, tenant: Tenant) -> bytes | None:
         """What the tenant can still spend, as its header has it; NO_LIMIT, or None where that is not known."""
@@ -220,23 +238,27 @@ class Memory:
             return None
         return balance.left
 
-    def link(self, target: str) -> tuple[Link, Medium] | None:
-        """Where a target leads, if that is known and still true."""
+    def link(self, target: str, now: float) -> tuple[Link, Medium] | None:
+        """Where a target leads, if that is known and still true; `now` is monotonic."""
         link = self._links.get(target)
         if link is None or self._clock() > link.expires:
             return None
         medium = self._media.get(link.digest)
-        return (link, medium) if medium is not None and self._is_believed(medium) else None
+        return (link, medium) if medium is not None and self._is_believed(medium, now) else None
 
-    def _is_believed(self, medium: Medium) -> bool:
-        return self._marks.read(medium.place) == medium.mark and self._monotonic() <= medium.believed_until
+    def _is_believed(self, medium: Medium, now: float) -> bool:
+        if self._marks.read(medium.place) != medium.mark:
+            return False
+        age_seconds = now - medium.learnt_at
+        if age_seconds > _BELIEVED_SECONDS:
+            self._learn(("blob", medium.digest), self._study_medium, medium.blob)
+        return age_seconds <= _DOUBTED_SECONDS
 
-    def is_sound(self, medium: Medium) -> bool:
+    def is_sound(self, medium: Medium, now: float) -> bool:
         """Whether its file is what it was: asked of an open file always, of one whose bytes are here now and then."""
         try:
             if medium.content is None:
                 return _Identity.of(os.fstat(medium.descriptor)) == medium.identity
-            now = self._monotonic()
             if now - medium.looked_at < _LOOK_EVERY_SECONDS:
                 return True
             medium.looked_at = now
@@ -251,7 +273,7 @@ class Memory:
         self._note_question(
             (request.model, tenant.name if tenant.private_cache else None, body), request.fingerprint
         )
-        if self._believed(request.fingerprint) is None:
+        if self._believed(request.fingerprint, self._monotonic()) is None:
             self._learn(("hit", request.fingerprint), self._study_generation, request.fingerprint)
         if self.left(tenant) is None:
             self._learn(("balance", tenant.name), self._study_balance, tenant)
@@ -270,7 +292,7 @@ class Memory:
                 part=template("206 Partial Content", part, BLANK),
             )
         medium = self._media.get(blob.digest)
-        if medium is None or not self._is_believed(medium):
+        if medium is None or not self._is_believed(medium, self._monotonic()):
             self._learn(("blob", blob.digest), self._study_medium, blob)
 
     def _learn(self, what: tuple[str, str], study: Callable[[T], Awaitable[object]], of: T) -> None:
@@ -289,16 +311,17 @@ class Memory:
         task.add_done_callback(lambda _: self._lessons.pop(what, None))
 
     async def _study_generation(self, fingerprint: Fingerprint) -> None:
-        place = Marks.place(f"entry:{fingerprint}")
-        mark = self._marks.read(place)
+        marks = [self._mark(Marks.place(f"entry:{fingerprint}"))]
         known = await self._look_up(fingerprint)
         if known is None:
             return
-        # Read before the second look at them all, which then vouches for them.
-        marks = [(at, self._marks.read(at)) for at in (place, *map(_place_of, known.blobs))]
-        medium = await self._study_medium(known.blob)
-        if medium is None or await self._look_up(fingerprint) != known or marks[0] != (place, mark):
+        if others := known.blobs[1:]:
+            marks += [self._mark(_place_of(blob)) for blob in others]
+            known = await self._look_up(fingerprint)
+        medium = await self._study_medium(known.blob) if known else None
+        if known is None or medium is None:
             return
+        marks.append((medium.place, medium.mark))
         limited = {
             **heads.of_generation(
                 known, CacheStatus.HIT, request=BLANK, charged=Money.ZERO, age=BLANK, left=BLANK
@@ -316,38 +339,30 @@ class Memory:
             limited=template("200 OK", limited, size),
             unlimited=template("200 OK", unlimited, size),
             marks=tuple(marks),
-            believed_until=self._monotonic() + _BELIEVED_SECONDS,
+            learnt_at=self._monotonic(),
         )
 
     async def _study_medium(self, blob: Blob) -> Medium | None:
-        place = _place_of(blob)
-        mark = self._marks.read(place)
+        place, mark = self._mark(_place_of(blob))
         located = await self._blobs.locate(blob.digest)
         if located is None:
             return None
-        content, descriptor, identity = await asyncio.to_thread(_open, located.path, located.size_bytes)
-        medium = Medium(
-            blob.digest,
-            located.size_bytes,
-            located.path,
-            identity,
-            place,
-            mark,
-            self._monotonic() + _BELIEVED_SECONDS,
-            content,
-            descriptor,
-        )
-        # What was opened is what the store vouches for if it still lies there after the store has looked once more.
-        again = await self._blobs.locate(blob.digest)
-        if again is None or await asyncio.to_thread(_identity_at, located.path) != identity:
-            medium.let_go()
-            return None
+        content, descriptor, identity = await asyncio.to_thread(_open, located.path, blob)
+        medium = Medium(blob, located.path, identity, place, mark, self._monotonic(), content, descriptor)
+        if content is None:
+            # What was opened is what the store vouches for if it still lies there after the store has looked again.
+            again = await self._blobs.locate(blob.digest)
+            if again is None or await asyncio.to_thread(_identity_at, located.path) != identity:
+                medium.let_go()
+                return None
         self._note_medium(medium)
         return medium
 
+    def _mark(self, place: int) -> tuple[int, int]:
+        return place, self._marks.read(place)
+
     async def _study_balance(self, tenant: Tenant) -> None:
-        place = Marks.place(f"tenant:{tenant.name}")
-        mark = self._marks.read(place)
+        place, mark = self._mark(Marks.place(f"tenant:{tenant.name}"))
         now = self._clock()
         left = remaining(await self._statements.balances(tenant.name, tenant.budgets))
         ends = [end.timestamp() for budget in tenant.budgets if (end := budget.per.resets_at(now))]
@@ -404,20 +419,22 @@ def _make_room(known: dict[str, T] | dict[Fingerprint, T], most: int) -> None:
         del known[next(iter(known))]  # type: ignore[arg-type]  # its own key
 
 
-def _open(path: Path, size_bytes: int) -> tuple[bytes | None, int, _Identity]:
-    """The bytes of a small file, or a descriptor of a larger one."""
+def _open(path: Path, blob: Blob) -> tuple[bytes | None, int, _Identity]:
+    """The bytes of a small file, or a descriptor of a larger one. FileNotFoundError where it is not the blob."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    keep = size_bytes > SMALL_BYTES
+    opened = False
     try:
         identity = _Identity.of(os.fstat(descriptor))
-        content = None if keep else os.pread(descriptor, SMALL_BYTES + 1, 0)
-        if identity.size_bytes != size_bytes or (content is not None and len(content) != size_bytes):
-            keep = False
+        if blob.size_bytes > SMALL_BYTES:
+            content, opened = None, identity.size_bytes == blob.size_bytes
+        else:
+            content = os.pread(descriptor, SMALL_BYTES + 1, 0)
+        if not opened and (content is None or hashlib.sha256(content).hexdigest() != blob.digest):
             raise FileNotFoundError(path)
     finally:
-        if not keep:
+        if not opened:
             os.close(descriptor)
-    return content, descriptor if keep else -1, identity
+    return content, descriptor if opened else -1, identity
 
 
 def _identity_at(path: Path) -> _Identity:

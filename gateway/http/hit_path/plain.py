@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from gateway.domain.tenant import Caller
+
 MOST_HEAD_BYTES = 8_000
 _MOST_HEADERS = 64
 
@@ -22,13 +24,17 @@ _CONDITIONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
     """POST /v1/{model} for the media themselves."""
 
     body_bytes: int
     model: str
     key: str
+    caller: Caller | None = None
+    """Whose key it is, as of the keys' revision `known_by`."""
+
+    known_by: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

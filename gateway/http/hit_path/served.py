@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
 
 from gateway.domain.generation import CacheStatus
 from gateway.domain.money import Money
@@ -12,37 +13,39 @@ from gateway.requests.contract import Tallies, Tally
 from gateway.telemetry.logs import log_for
 from gateway.telemetry.metrics import OVERHEAD_BUCKETS, REQUEST_BUCKETS, Metrics
 
+_BOUNDS = sorted({*REQUEST_BUCKETS, *OVERHEAD_BUCKETS})
+"""In seconds: fine enough for either histogram."""
+
 
 @dataclass(slots=True)
 class _Hits:
-    count: int
-    saved_micros: int
-    seconds: float
-    by_request_bucket: list[int]
-    by_overhead_bucket: list[int]
+    count: int = 0
+    saved_micros: int = 0
+    seconds: float = 0.0
+    by_bucket: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
 
 
 class Served:
     """Counts answers at the cost of a few additions each."""
 
-    def __init__(self, metrics: Metrics, tallies: Tallies) -> None:
+    def __init__(self, metrics: Metrics, tallies: Tallies, monotonic: Callable[[], float]) -> None:
         self._metrics = metrics
         self._tallies = tallies
+        self._monotonic = monotonic
         self._hits: dict[tuple[str, str], _Hits] = {}
         self._fetched = self._fetched_bytes = 0
         self._log = log_for("http")
 
-    def hit(self, tenant: str, model: str, saved_micros: int, seconds: float) -> None:
-        """A generation was answered with."""
+    def hit(self, tenant: str, model: str, saved_micros: int, began_at: float) -> None:
+        """A generation was answered with just now; it was asked for at `began_at`, monotonic."""
+        seconds = self._monotonic() - began_at
         hits = self._hits.get((tenant, model))
         if hits is None:
-            hits = _Hits(0, 0, 0.0, [0] * (len(REQUEST_BUCKETS) + 1), [0] * (len(OVERHEAD_BUCKETS) + 1))
-            self._hits[tenant, model] = hits
+            hits = self._hits[tenant, model] = _Hits()
         hits.count += 1
         hits.saved_micros += saved_micros
         hits.seconds += seconds
-        hits.by_request_bucket[_bucket(REQUEST_BUCKETS, seconds)] += 1
-        hits.by_overhead_bucket[_bucket(OVERHEAD_BUCKETS, seconds)] += 1
+        hits.by_bucket[bisect_left(_BOUNDS, seconds)] += 1
 
     def fetched(self, sent_bytes: int) -> None:
         """A blob, or a part of one, was fetched by its link."""
@@ -60,8 +63,7 @@ class Served:
                 model,
                 count=hits.count,
                 seconds=hits.seconds,
-                by_request_bucket=hits.by_request_bucket,
-                by_overhead_bucket=hits.by_overhead_bucket,
+                by_bound=dict(zip((*_BOUNDS, inf), hits.by_bucket, strict=True)),
             )
             self._log.info(
                 "hits",
@@ -75,7 +77,3 @@ class Served:
         if self._fetched:
             self._log.info("fetches", count=self._fetched, bytes=self._fetched_bytes)
             self._fetched = self._fetched_bytes = 0
-
-
-def _bucket(buckets: Sequence[float], seconds: float) -> int:
-    return 0 if seconds <= buckets[0] else bisect_left(buckets, seconds)
