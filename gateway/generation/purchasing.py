@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import enum
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from gateway.blobs.contract import BlobStore, Inspection
 from gateway.cache.contract import GenerationCache
@@ -27,7 +28,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.expectation import Expectation
 from gateway.domain.generation import Blob, Generation, GenerationRequest
-from gateway.domain.identity import Fingerprint, PurchaseId
+from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
 from gateway.generation.scheduling import FairSlots
@@ -63,9 +64,11 @@ class Step(enum.Enum):
     SENDING = "sending"
     SUBMITTED = "submitted"
     RUNNING = "running"
+    RECEIVED = "received"
     STORED = "stored"
     SETTLED = "settled"
     REMEMBERED = "remembered"
+    ANSWERED = "answered"
     CONCLUDED = "concluded"
 
 
@@ -205,33 +208,33 @@ class Purchasing:
     async def _fly(
         self, caller: Caller | None, request: GenerationRequest, flight: GenerationFlight
     ) -> Landed:
-        # Look again: another flight may have landed between our look-up and our take-off.
-        if not request.fresh and (generation := await self.look_up(request.fingerprint)):
-            return Landed(generation, Found.STORED)
+        # That nobody has asked for this before is presumed where the journal contradicts in the same transaction that
+        # would reserve. Whoever would have to wait, or cannot pay, looks first.
+        at_once = caller is not None and self._slots.are_free
+        known = None if at_once else await self._custody.newest(request.fingerprint)
         awaited: PurchaseId | None = None
         while True:
-            known = await self._custody.newest(request.fingerprint)
+            found: Landed | Purchase | None = None
             try:
                 if known is not None and known.state.is_open:
                     awaited = known.id
-                    landed = await self._work_on(known, caller, flight)
-                elif known is not None and (
-                    landed := await self._recover(known, was_awaited=known.id == awaited)
-                ):
-                    return landed
+                    found = await self._work_on(known, caller, flight)
                 else:
-                    landed = await self._buy_anew(known, caller, request, flight)
+                    if known is not None:
+                        found = await self._recover(known, flight, was_awaited=known.id == awaited)
+                    if found is None:
+                        found = await self._buy_anew(known, caller, request, flight)
             except ClaimLost:
                 # Another process has taken the purchase over, while this one was slow: see what it makes of it.
-                continue
+                pass
             except _SentIntoSilence:
                 sent = await self._custody.newest(request.fingerprint)
                 if sent is not None:
                     awaited = sent.id
                     await self._await_resolution(sent, flight)
-                continue
-            if landed is not None:
-                return landed
+            if isinstance(found, Landed):
+                return found
+            known = found or await self._custody.newest(request.fingerprint)
 
     async def _buy_anew(
         self,
@@ -239,19 +242,30 @@ class Purchasing:
         caller: Caller | None,
         request: GenerationRequest,
         flight: GenerationFlight,
-    ) -> Landed | None:
-        """Reserve and buy; None when somebody was faster, in this process or another."""
+    ) -> Landed | Purchase:
+        """Reserve and buy; if somebody was faster, in this process or another, what that one has bought."""
         if caller is None:
             raise Abandoned
         self._slots.check()
-        reserved = await self._ledger.reserve(
-            caller, request, newest_known=None if known is None else known.id
-        )
-        if not isinstance(reserved, Held):
-            return None
-        flight.clear(reserved.purchase)
+        newest_known = None if known is None else known.id
+        if self._slots.take():
+            try:
+                # Nobody to wait for: one transaction says that money is held and that the request may leave.
+                sent = await self._ledger.reserve(caller, request, newest_known=newest_known, sending=True)
+                if isinstance(sent, Purchase):
+                    return sent
+                assert isinstance(sent, Sent)  # noqa: S101 -- as was asked for
+                flight.clear(sent.purchase)
+                return await self._send(sent, request, flight)
+            finally:
+                self._slots.give_back()
+        held = await self._ledger.reserve(caller, request, newest_known=newest_known)
+        if isinstance(held, Purchase):
+            return held
+        assert isinstance(held, Held)  # noqa: S101 -- as was asked for
+        flight.clear(held.purchase)
         self._at_step(Step.RESERVED)
-        return await self._buy(reserved, caller.tenant.name, request)
+        return await self._buy(held, caller.tenant.name, request, flight)
 
     async def _work_on(
         self, known: Purchase, caller: Caller | None, flight: GenerationFlight
@@ -272,10 +286,13 @@ class Purchasing:
                 return None
             case Held():
                 flight.clear(None)
-                return await self._buy(claim, known.tenant, known.request)
+                return await self._buy(claim, known.tenant, known.request, flight)
             case Bought():
                 flight.clear(None)
-                return await self._collect(claim, known.request, Found.UNDER_WAY)
+                now = asyncio.get_running_loop().time()
+                return await self._collect(
+                    claim.ticket, _at_hand(claim), known.request, Found.UNDER_WAY, flight, now
+                )
             case Sent():
                 # Its owner died between writing `sending` and writing the ticket down.
                 await self._ledger.mark_unknown(claim, "the gateway stopped while the request was being sent")
@@ -304,14 +321,16 @@ class Purchasing:
                 "later, or have the operator look at `gateway purchases list --state unknown`."
             ) from None
 
-    async def _recover(self, ended: Purchase, *, was_awaited: bool) -> Landed | None:
+    async def _recover(
+        self, ended: Purchase, flight: GenerationFlight, *, was_awaited: bool
+    ) -> Landed | None:
         """What was paid for before: from our own disk if it is there, else from the upstream while it keeps it."""
         generation = ended.generation
         if generation is None:
             return None
         if await self._is_whole(generation):
-            await self._remember(generation)
-            return Landed(generation, Found.UNDER_WAY if was_awaited else Found.STORED)
+            found = Found.UNDER_WAY if was_awaited else Found.STORED
+            return await self._landed(Landed(generation, found), flight)
         if self._clock() - generation.made_at > self._recollect_seconds:
             return None
         try:
@@ -320,10 +339,8 @@ class Purchasing:
         except (GatewayError, TimeoutError) as error:
             self._log.warning("lost result not recovered", purchase=ended.id, error=str(error))
             return None
-        again = replace(generation, blobs=blobs)
-        await self._remember(again)
         self._log.info("lost result recovered", purchase=ended.id)
-        return Landed(again, Found.RECOVERED)
+        return await self._landed(Landed(replace(generation, blobs=blobs), Found.RECOVERED), flight)
 
     async def _fetch(self, generation: Generation, request: GenerationRequest) -> tuple[Blob, ...]:
         async with self._upstream.collect(
@@ -331,18 +348,26 @@ class Purchasing:
         ) as delivery:
             return await self._stored(delivery, request)
 
-    async def _buy(self, held: Held, tenant: str, request: GenerationRequest) -> Landed:
+    async def _buy(
+        self, held: Held, tenant: str, request: GenerationRequest, flight: GenerationFlight
+    ) -> Landed:
         async with self._slots.slot(tenant):
-            sent = await self._ledger.send(held)
-            self._at_step(Step.SENDING)
-            bought = await self._submit(sent, request)
-            self._at_step(Step.RUNNING)
-            return await self._collect(bought, request, Found.BOUGHT)
+            return await self._send(await self._ledger.send(held), request, flight)
 
-    async def _submit(self, sent: Sent, request: GenerationRequest) -> Bought:
+    async def _send(self, sent: Sent, request: GenerationRequest, flight: GenerationFlight) -> Landed:
+        self._at_step(Step.SENDING)
+        began_at = asyncio.get_running_loop().time()
+        ticket = await self._submit(sent, request)
+        self._at_step(Step.SUBMITTED)
+        # Written down beside what the upstream already sends: nothing is settled before it is, and a crash until then
+        # finds what it would have found while it was being written: a request that was sent, and no more.
+        async with _beside(self._record(sent, ticket)) as bought:
+            return await self._collect(ticket, bought, request, Found.BOUGHT, flight, began_at)
+
+    async def _submit(self, sent: Sent, request: GenerationRequest) -> Ticket:
         started_at = asyncio.get_running_loop().time()
         try:
-            ticket = await self._upstream.submit(request)
+            return await self._upstream.submit(request)
         except NotBought as error:
             self._observe(request.model, "not_bought", started_at)
             reason = error.code
@@ -359,46 +384,68 @@ class Purchasing:
             self._log.warning("sent into silence", purchase=sent.purchase, reason=reason)
             await persist(lambda: self._ledger.mark_unknown(sent, reason))
             raise _SentIntoSilence from error
-        self._at_step(Step.SUBMITTED)
+
+    async def _record(self, sent: Sent, ticket: Ticket) -> Bought:
         try:
-            return await persist(lambda: self._ledger.record_ticket(sent, ticket))
+            bought = await persist(lambda: self._ledger.record_ticket(sent, ticket))
         except ClaimLost:
             # We were taken for dead while we sent. What we hold is the answer to what is unknown since.
             await persist(lambda: self._resolution.resolve_bought(sent.purchase, ticket))
             raise
+        self._at_step(Step.RUNNING)
+        return bought
 
-    async def _collect(self, bought: Bought, request: GenerationRequest, found: Found) -> Landed:
-        started_at = asyncio.get_running_loop().time()
+    async def _collect(
+        self,
+        ticket: Ticket,
+        bought: asyncio.Future[Bought],
+        request: GenerationRequest,
+        found: Found,
+        flight: GenerationFlight,
+        began_at: float,
+    ) -> Landed:
+        """Bring home what `ticket` stands for. `bought` is there once that is written down."""
         try:
-            generation = await self._deliver(bought, request)
+            generation = await self._deliver(ticket, bought, request)
         except GenerationFailed as error:
-            self._observe(request.model, "failed", started_at)
-            reason = error.code
-            await persist(lambda: self._ledger.release(bought, reason))
+            self._observe(request.model, "failed", began_at)
+            claim, reason = await bought, error.code
+            await persist(lambda: self._ledger.release(claim, reason))
             raise
         except ResultGone as error:
-            self._observe(request.model, "gone", started_at)
-            reason = str(error)
-            await persist(lambda: self._ledger.mark_unknown(bought, reason))
+            self._observe(request.model, "gone", began_at)
+            claim, reason = await bought, str(error)
+            await persist(lambda: self._ledger.mark_unknown(claim, reason))
             raise
         except ResultUnavailable:
-            self._observe(request.model, "unavailable", started_at)
+            self._observe(request.model, "unavailable", began_at)
             raise
-        upstream_seconds = self._observe(request.model, "completed", started_at)
+        upstream_seconds = self._observe(request.model, "completed", began_at)
         self._at_step(Step.SETTLED)
         if generation.cost > request.price:
             self._log.warning(
                 "charged more than was held",
-                purchase=bought.purchase,
+                purchase=generation.purchase,
                 model=request.model,
                 held_usd=request.price.usd_number,
                 cost_usd=generation.cost.usd_number,
             )
-        await self._remember(generation)
-        self._at_step(Step.REMEMBERED)
-        return Landed(generation, found, upstream_seconds)
+        return await self._landed(Landed(generation, found, upstream_seconds), flight)
 
-    async def _deliver(self, bought: Bought, request: GenerationRequest) -> Generation:
+    async def _landed(self, landed: Landed, flight: GenerationFlight) -> Landed:
+        """Stored, and in the journal: who waits may have it. That it is remembered, too, nobody has to wait for."""
+        flight.land(landed)
+        try:
+            await self._cache.put(landed.generation)
+        except StorageUnavailable as error:
+            # Paid, stored and settled: the ledger knows it, and the next look-up remembers it from there.
+            self._log.warning("not remembered", purchase=landed.generation.purchase, error=str(error))
+        self._at_step(Step.REMEMBERED)
+        return landed
+
+    async def _deliver(
+        self, ticket: Ticket, bought: asyncio.Future[Bought], request: GenerationRequest
+    ) -> Generation:
         """Wait for the result, check it, store it, settle it; a broken one is fetched again before it is given up."""
 
         def progressed(progress: Progress) -> None:
@@ -407,13 +454,15 @@ class Purchasing:
         for pause_seconds in (*_PAUSES_BEFORE_FETCHING_AGAIN, None):
             cost: Money | None = None
             try:
-                async with self._upstream.collect(bought.ticket, request.model, progressed) as delivery:
+                async with self._upstream.collect(ticket, request.model, progressed) as delivery:
                     cost = delivery.cost
                     blobs = await self._stored(delivery, request)
+                    self._at_step(Step.RECEIVED)
+                    claim = await bought
                     self._at_step(Step.STORED)
                     settle = partial(
                         self._ledger.settle,
-                        bought,
+                        claim,
                         cost=cost,
                         blobs=blobs,
                         seed=delivery.seed,
@@ -421,10 +470,10 @@ class Purchasing:
                     )
                     return await persist(settle)
             except ResultBroken as error:
-                self._log.warning("broken result", purchase=bought.purchase, error=str(error))
+                self._log.warning("broken result", purchase=(await bought).purchase, error=str(error))
                 if pause_seconds is None:
-                    reason = str(error)
-                    write_off = partial(self._ledger.write_off, bought, cost=cost, reason=reason)
+                    claim, reason = await bought, str(error)
+                    write_off = partial(self._ledger.write_off, claim, cost=cost, reason=reason)
                     await persist(write_off)
                     raise
                 await asyncio.sleep(pause_seconds)
@@ -439,17 +488,34 @@ class Purchasing:
             inspect = self._inspect
         return tuple(blobs)
 
-    async def _remember(self, generation: Generation) -> None:
-        try:
-            await self._cache.put(generation)
-        except StorageUnavailable as error:
-            # Paid, stored and settled: the ledger knows it, and the next look-up remembers it from there.
-            self._log.warning("not remembered", purchase=generation.purchase, error=str(error))
-
     def _observe(self, model: str, outcome: str, started_at: float) -> float:
         seconds = asyncio.get_running_loop().time() - started_at
         self._metrics.upstream_seconds.labels(model, outcome).observe(seconds)
         return seconds
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """`work` goes on beside the block: it has begun when the block begins, and has ended when the block has.
+
+    What it raises comes before what the block raises. It is cancelled with the block only.
+    """
+    task = asyncio.create_task(work)
+    # So that whatever it begins with (a write, which is done whoever waits for it) is under way.
+    await asyncio.sleep(0)
+    try:
+        yield task
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    finally:
+        await task
+
+
+def _at_hand(bought: Bought) -> asyncio.Future[Bought]:
+    at_hand: asyncio.Future[Bought] = asyncio.get_running_loop().create_future()
+    at_hand.set_result(bought)
+    return at_hand
 
 
 async def persist(write: Callable[[], Awaitable[T]]) -> T:

@@ -25,32 +25,39 @@ class FairSlots:
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @property
+    def are_free(self) -> bool:
+        """Whether whoever came now would have one at once."""
+        return not self._slots or self._busy < self._slots
+
+    @property
     def waiting(self) -> int:
         """How many wait for a slot."""
         return self._waiting
 
     def check(self) -> None:
         """Raise Overloaded if whoever came now could not even wait."""
-        if self._slots and self._busy >= self._slots and self._waiting >= self._most_waiting:
+        if not self.are_free and self._waiting >= self._most_waiting:
             raise Overloaded(
                 f"The gateway already has {self._waiting} generations waiting for a slot at the upstream. "
                 "Nothing was bought; try again later."
             )
 
+    def take(self) -> bool:
+        """Take a slot if one is free at once, to be given back with `give_back`; nobody who waits is passed over."""
+        if not self.are_free:
+            return False
+        self._busy += 1
+        return True
+
     @asynccontextmanager
     async def slot(self, tenant: str) -> AsyncIterator[None]:
         """A slot, once it is this tenant's turn."""
-        if not self._slots:
-            yield
-            return
-        if self._busy < self._slots:
-            self._busy += 1
-        else:
+        if not self.take():
             await self._turn(tenant)
         try:
             yield
         finally:
-            self._pass_on()
+            self.give_back()
 
     async def _turn(self, tenant: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -61,12 +68,13 @@ class FairSlots:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 # The slot came at the very moment of leaving: somebody else can use it.
-                self._pass_on()
+                self.give_back()
             raise
         finally:
             self._waiting -= 1
 
-    def _pass_on(self) -> None:
+    def give_back(self) -> None:
+        """Somebody else may have the slot now."""
         while self._queues:
             tenant, queue = self._queues.popitem(last=False)
             turn = queue.popleft()

@@ -56,10 +56,10 @@ _LOST = Failed(
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that was taken on, and the task that sees to its outcome (none where it has one already)."""
+    """A request that was taken on, and who sees to its outcome (nobody where it has one already)."""
 
     record: RequestRecord
-    follower: asyncio.Task[Conclusion] | None = None
+    follower: Follower | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,16 @@ class Conclusion:
     outcome: Completed
     waited_seconds: float
     """How much of the wait was the upstream's, or another flight's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """Sees to it that a request gets its outcome, whoever waits for it."""
+
+    conclusion: asyncio.Future[Conclusion]
+    """Known as soon as it cannot change any more; it may still have to be written down."""
+
+    task: asyncio.Task[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,7 @@ class GenerationService:
         self._identify = identify
         self._at_step = at_step
         self._flights: SingleFlight[Fingerprint, PurchaseId, Landed] = SingleFlight()
-        self._followers: dict[RequestId, asyncio.Task[Conclusion]] = {}
+        self._followers: dict[RequestId, Follower] = {}
         self._closing = False
 
     # --- What callers ask for
@@ -133,6 +143,11 @@ class GenerationService:
             raise ShuttingDown(
                 "The gateway is shutting down and takes no new work; the same request will do after its restart."
             )
+        if not request.fresh and (landed := self._flights.landed(request.fingerprint)):
+            # It is there, and about to be remembered.
+            return Accepted(
+                await self._answer_with(identity, caller, request, landed.generation, pollable=pollable)
+            )
         boarded = await self._board(caller, request)
         record = RequestRecord(
             identity, caller.tenant.name, caller.key_id, request, self._clock(), purchase=boarded.purchase
@@ -151,9 +166,10 @@ class GenerationService:
         assert follower is not None  # noqa: S101 -- `accept` gives an unconcluded record its follower
         try:
             async with asyncio.timeout(wait_seconds):
-                return await asyncio.shield(follower)
+                return await asyncio.shield(follower.conclusion)
         except TimeoutError:
-            if follower.done() and not follower.cancelled() and follower.exception():
+            known = follower.conclusion
+            if known.done() and not known.cancelled() and known.exception():
                 raise
             raise StillRunning(
                 f"The generation has taken longer than {wait_seconds:g} seconds and goes on; what it makes will be "
@@ -161,7 +177,7 @@ class GenerationService:
                 "neither is billed again."
             ) from None
         except asyncio.CancelledError:
-            if follower.cancelled():
+            if follower.conclusion.cancelled():
                 raise ShuttingDown(
                     "The gateway is shutting down; the generation goes on after its restart. Send the same request "
                     f"again, or poll GET /v2/requests/{record.id}/status: neither is billed again."
@@ -179,9 +195,10 @@ class GenerationService:
         # Whoever follows this record may not have got round to writing its outcome down. All processes look here, the
         # follower's own, too: what one has called completed, no other may call pending.
         newest = await self._custody.newest(record.request.fingerprint)
-        if newest is None or newest.generation is None or (newest.ended_at or 0.0) < record.submitted_at:
+        if newest is None or newest.generation is None:
             return record
-        outcome, _ = _share(record, Landed(newest.generation, Found.UNDER_WAY))
+        if (outcome := _told_by_the_journal(record, newest.generation)) is None:
+            return record
         return replace(record, outcome=outcome, concluded_at=newest.ended_at)
 
     def progress(self, record: RequestRecord) -> Progress:
@@ -225,7 +242,7 @@ class GenerationService:
         """Take no new work, let flights land for `grace_seconds`, and leave the rest to the journal."""
         self._closing = True
         await self._flights.drain(grace_seconds)
-        followers = list(self._followers.values())
+        followers = [follower.task for follower in self._followers.values()]
         if followers:
             _, late = await asyncio.wait(followers, timeout=max(grace_seconds, _LEAST_GRACE_SECONDS))
             for follower in late:
@@ -279,37 +296,48 @@ class GenerationService:
                 ) from cancelled
             return _Boarded(flight) if joined else _Boarded(flight, purchase, pays=True)
 
-    def _follow(self, record: RequestRecord, boarded: _Boarded) -> asyncio.Task[Conclusion]:
+    def _follow(self, record: RequestRecord, boarded: _Boarded) -> Follower:
         """See to it that the record gets its outcome, whether anybody waits for it or not."""
-        follower = asyncio.create_task(self._conclude(record, boarded))
+        known: asyncio.Future[Conclusion] = asyncio.get_running_loop().create_future()
+        follower = Follower(known, asyncio.create_task(self._conclude(record, boarded, known)))
         self._followers[record.id] = follower
 
-        def forget(task: asyncio.Task[Conclusion]) -> None:
+        def forget(_: asyncio.Task[None]) -> None:
             del self._followers[record.id]
-            if not task.cancelled():
-                task.exception()  # Retrieved here: a follower that nobody waits for fails in silence.
+            known.cancel()
 
-        follower.add_done_callback(forget)
+        follower.task.add_done_callback(forget)
         return follower
 
-    async def _conclude(self, record: RequestRecord, boarded: _Boarded) -> Conclusion:
+    async def _conclude(
+        self, record: RequestRecord, boarded: _Boarded, known: asyncio.Future[Conclusion]
+    ) -> None:
         boarded_at = asyncio.get_running_loop().time()
         try:
             boarded, landed = await self._landing(record, boarded)
-        except (NotBought, RequestRefused, ResultBroken) as error:
-            failure = Failed(error.code, str(error), error.details)
-            await persist(lambda: self._records.conclude(record.id, failure))
-            raise
+        except Exception as error:  # noqa: BLE001 -- raised by whoever waits; a follower that nobody waits for fails in silence
+            if isinstance(error, (NotBought, RequestRefused, ResultBroken)):
+                failure = Failed(error.code, str(error), error.details)
+                await persist(lambda: self._records.conclude(record.id, failure))
+            known.set_exception(error)
+            known.exception()
+            return
         outcome, saved = _share(record, landed, pays=boarded.pays)
-        await persist(lambda: self._records.conclude(record.id, outcome))
-        self._at_step(Step.CONCLUDED)
-        self._tallies.count(record.tenant, record.request.model, outcome.status, saved)
         waited = (
             landed.upstream_seconds
             if outcome.status in (CacheStatus.MISS, CacheStatus.BYPASS)
             else asyncio.get_running_loop().time() - boarded_at
         )
-        return Conclusion(outcome, waited)
+        self._tallies.count(record.tenant, record.request.model, outcome.status, saved)
+        if outcome == _told_by_the_journal(record, landed.generation):
+            # Whoever asks for the record meanwhile, and whoever resumes it after a crash, comes to the same outcome:
+            # the answer need not wait until it is written down a second time.
+            known.set_result(Conclusion(outcome, waited))
+            self._at_step(Step.ANSWERED)
+        await persist(lambda: self._records.conclude(record.id, outcome))
+        self._at_step(Step.CONCLUDED)
+        if not known.done():
+            known.set_result(Conclusion(outcome, waited))
 
     async def _landing(self, record: RequestRecord, boarded: _Boarded) -> tuple[_Boarded, Landed]:
         """What the flight brings home, and which flight it was in the end.
@@ -329,6 +357,13 @@ class GenerationService:
             if caller is None:
                 raise Unavailable("Nobody is left to pay for this request; nothing was bought.")
             boarded = await self._board(caller, record.request)
+
+
+def _told_by_the_journal(record: RequestRecord, generation: Generation) -> Completed | None:
+    """What an unconcluded request came to by the newest purchase alone; None if that had ended before it was asked for."""
+    if generation.made_at < record.submitted_at:
+        return None
+    return _share(record, Landed(generation, Found.UNDER_WAY))[0]
 
 
 def _share(record: RequestRecord, landed: Landed, *, pays: bool = False) -> tuple[Completed, Money]:

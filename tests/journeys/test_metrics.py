@@ -119,6 +119,7 @@ async def test_while_it_drains_it_is_not_ready_takes_nothing_new_and_lets_the_re
     house = await open_house(settings={"shutdown.grace_seconds": 30})
     operations = house.gateway.operations_url
     made = await house.make()
+    await house.until_pending(0)
     await house.hold()
     waiting = asyncio.create_task(house.make(video(seed=2)))
     await house.until_pending(1)

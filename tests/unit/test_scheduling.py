@@ -116,3 +116,27 @@ async def test_when_enough_wait_the_next_is_refused() -> None:
     done.set()
     await asyncio.gather(*tasks)
     workshop.slots.check()
+
+
+async def test_a_free_slot_is_taken_at_once_and_nobody_who_waits_is_passed_over() -> None:
+    workshop = Workshop(FairSlots(slots=1, most_waiting=100))
+    assert workshop.slots.are_free
+    assert workshop.slots.take()
+    assert not workshop.slots.are_free
+    waiting = asyncio.create_task(workshop.work("acme"))
+    await asyncio.sleep(0)
+    workshop.slots.give_back()
+
+    # The slot is the waiting one's, whoever comes before it has begun.
+    assert not workshop.slots.take()
+    await waiting
+
+    assert workshop.turns == ["acme"]
+    assert workshop.slots.take()
+
+
+async def test_without_a_limit_a_slot_is_always_free() -> None:
+    slots = FairSlots(slots=0, most_waiting=0)
+
+    assert all(slots.take() for _ in range(100))
+    assert slots.are_free

@@ -111,6 +111,70 @@ async def test_a_flight_that_fails_for_nobody_fails_in_silence(airport: Airport)
     assert complaints == []
 
 
+async def test_what_has_landed_is_there_for_all_while_the_work_goes_on(airport: Airport) -> None:
+    may_end = asyncio.Event()
+
+    async def lingering(flight: Flight[str, str]) -> str:
+        flight.land("landed")
+        await may_end.wait()
+        return "never seen"
+
+    flight, _ = airport.flights.board("key", lingering)
+    assert airport.flights.landed("key") is None
+    assert await flight.landing() == "landed"
+    assert airport.flights.landed("key") == "landed"
+    assert airport.flights.landed("another") is None
+    late, joined = airport.flights.board("key", lingering)
+
+    assert joined
+    assert await late.clearance() is None
+    assert await late.landing() == "landed"
+
+    drained = asyncio.create_task(airport.flights.drain(grace_seconds=10))
+    await asyncio.sleep(0)
+    assert not drained.done()
+    may_end.set()
+    await drained
+    assert len(airport.flights) == 0
+    assert await flight.landing() == "landed"
+
+
+async def test_nobody_boards_a_flight_that_has_failed(airport: Airport) -> None:
+    refusals = 0
+
+    async def refused(_: Flight[str, str]) -> str:
+        nonlocal refusals
+        refusals += 1
+        raise LookupError("no budget")
+
+    async def insistent() -> int:
+        # Asks again within the very turn of the loop in which the flight fails.
+        tries = 0
+        while refusals < 3:
+            tries += 1
+            flight, _ = airport.flights.board("key", refused)
+            with pytest.raises(LookupError):
+                await flight.clearance()
+        return tries
+
+    async with asyncio.timeout(5):
+        tries = await asyncio.gather(*(insistent() for _ in range(5)))
+
+    assert max(tries) <= 3
+    while "key" in airport.flights:
+        await asyncio.sleep(0)
+
+
+async def test_a_flight_that_is_called_off_before_it_began_keeps_nobody_waiting(airport: Airport) -> None:
+    flight, _ = airport.board()
+    flight._task.cancel()
+
+    with pytest.raises(FlightCancelled):
+        await flight.clearance()
+    with pytest.raises(asyncio.CancelledError):
+        await flight.landing()
+
+
 async def test_draining_waits_for_what_lands_in_time_and_calls_off_the_rest(airport: Airport) -> None:
     started = asyncio.Event()
 
