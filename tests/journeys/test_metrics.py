@@ -44,6 +44,7 @@ async def test_money_and_answers_show_right_after_a_miss_a_hit_and_a_join(house:
     after_miss = await house.metrics()
     await house.make()
     after_hit = await house.metrics()
+    await house.until_pending(0)
     await house.hold()
     waiting = [asyncio.create_task(house.make(video(seed=2))) for _ in range(3)]
     await house.until_pending(3)

@@ -120,7 +120,6 @@ async def test_when_enough_wait_the_next_is_refused() -> None:
 
 async def test_a_free_slot_is_taken_at_once_and_nobody_who_waits_is_passed_over() -> None:
     workshop = Workshop(FairSlots(slots=1, most_waiting=100))
-    assert workshop.slots.are_free
     assert workshop.slots.take()
     assert not workshop.slots.are_free
     waiting = asyncio.create_task(workshop.work("acme"))
