@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,50 @@ class NoPickleDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no ty
     def weigh(self, value: Value) -> int:
         """How many bytes `value` counts for against the limit."""
         return len(value) if isinstance(value, (str, bytes)) else 0
+
+
+_SCHEMA = frozenset(
+    [
+        "Settings",
+        "Cache",
+        "Cache_key_raw",
+        "Cache_expire_time",
+        "Cache_access_time",
+        "Settings_count_insert",
+        "Settings_count_delete",
+        "Settings_size_insert",
+        "Settings_size_update",
+        "Settings_size_delete",
+    ]
+)
+"""The tables, indexes and triggers that diskcache makes."""
+
+
+class _Table(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
+    """diskcache.Cache writes all its settings whenever it is opened, some thirty commits, each of them synced.
+
+    This one writes them where they are not what they should be, or where something of the table is not there.
+    """
+
+    def __init__(self, directory: str, *, disk: type[NoPickleDisk], **settings: object) -> None:
+        # All that its own constructor sets besides what is in the table of settings.
+        self._directory = directory
+        self._timeout = _BUSY_TIMEOUT_SECONDS
+        self._local = threading.local()
+        self._txn_id = None
+        self._disk = disk(directory)
+        try:
+            is_there = {name for (name,) in self._con.execute("SELECT name FROM sqlite_master")} >= _SCHEMA
+            known = dict(self._con.execute("SELECT key, value FROM Settings")) if is_there else {}
+            if is_there and settings.items() <= known.items():
+                for name, value in known.items():
+                    setattr(self, name, value)
+                return
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        super().__init__(directory, timeout=_BUSY_TIMEOUT_SECONDS, disk=disk, **settings)
 
 
 class Index:
@@ -422,9 +467,8 @@ class Index:
         self._inode = self._path.stat().st_ino
 
     def _connect(self) -> None:
-        self._cache = diskcache.Cache(
+        self._cache = _Table(
             str(self._directory),
-            timeout=_BUSY_TIMEOUT_SECONDS,
             disk=self._disk,
             eviction_policy="least-recently-used",
             size_limit=self._max_bytes,

@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +21,8 @@ import orjson
 import pytest
 
 from gateway.cache.contract import GenerationCache
-from gateway.cache.disk import DiskGenerationCache
+from gateway.cache.disk import DiskGenerationCache, _encode
+from gateway.database.marks import Marks
 from gateway.database.nopickle import Index
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.generation import Blob, Generation
@@ -40,12 +41,20 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
     caches: list[DiskGenerationCache] = []
 
     def open_cache(
-        *, max_bytes: int = _ROOMY, max_remembered: int = 10_000, monotonic: Callable[[], float] = lambda: 0.0
+        *,
+        max_bytes: int = _ROOMY,
+        max_remembered: int = 10_000,
+        marks: Marks | None = None,
+        monotonic: Callable[[], float] = lambda: 0.0,
     ) -> DiskGenerationCache:
         directory = tmp_path / "cache"
         caches.append(
             DiskGenerationCache(
-                directory, max_bytes=max_bytes, max_remembered=max_remembered, monotonic=monotonic
+                directory,
+                max_bytes=max_bytes,
+                max_remembered=max_remembered,
+                marks=marks,
+                monotonic=monotonic,
             )
         )
         return caches[-1]
@@ -55,15 +64,22 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
         cache.close()
 
 
-_CACHES: dict[str, Callable[[Opened], GenerationCache]] = {
-    "disk": lambda opened: opened(),
-    "disk, memory kept small": lambda opened: opened(max_remembered=0),
+@pytest.fixture
+def marks(tmp_path: Path) -> Iterator[Marks]:
+    with closing(Marks(tmp_path / "marks")) as marks:
+        yield marks
+
+
+_CACHES: dict[str, Callable[[Opened, Marks], GenerationCache]] = {
+    "disk": lambda opened, _marks: opened(),
+    "disk, memory kept small": lambda opened, _marks: opened(max_remembered=0),
+    "disk, memory trusted by its marks": lambda opened, marks: opened(marks=marks),
 }
 
 
 @pytest.fixture(params=_CACHES)
-def cache(request: pytest.FixtureRequest, opened: Opened) -> GenerationCache:
-    return _CACHES[request.param](opened)
+def cache(request: pytest.FixtureRequest, opened: Opened, marks: Marks) -> GenerationCache:
+    return _CACHES[request.param](opened, marks)
 
 
 # ---- every cache
@@ -461,6 +477,162 @@ async def test_within_a_second_an_entry_is_looked_for_once_and_looking_is_no_use
     now = 3.5
     assert await cache.get(_fingerprint(1)) == _generation(1)
     assert await accessed() == first, "a look is no write"
+
+
+async def test_with_marks_what_another_process_forgets_or_puts_is_seen_at_once(
+    opened: Opened, marks: Marks, tmp_path: Path
+) -> None:
+    with closing(Marks(tmp_path / "marks")) as others:
+        one, two = opened(marks=marks), opened(marks=others)
+        newer = dataclasses.replace(_generation(2), ticket=Ticket("newer"))
+        for number in (1, 2, 3):
+            await one.put(_generation(number))
+            assert await two.get(_fingerprint(number)) == _generation(number)
+
+        await one.forget(_fingerprint(1))
+        assert await two.get(_fingerprint(1)) is None
+        await one.put(newer)
+        assert await two.get(_fingerprint(2)) == newer
+        await two.put(_generation(2))
+        assert await one.get(_fingerprint(2)) == _generation(2)
+        assert await two.get(_fingerprint(3)) == _generation(3)
+
+
+@pytest.mark.parametrize("trusted_by_marks", [False, True])
+async def test_what_is_remembered_and_unchanged_is_got_without_leaving_the_thread(
+    opened: Opened, marks: Marks, trusted_by_marks: bool
+) -> None:
+    now = 0.0
+    cache = opened(marks=marks if trusted_by_marks else None, monotonic=lambda: now)
+    await cache.put(_generation(1))
+
+    def is_got_at_once() -> bool:
+        asked = cache.get(_fingerprint(1))
+        try:
+            asked.send(None)
+        except StopIteration as answered:
+            return bool(answered.value == _generation(1))
+        asked.close()
+        return False
+
+    assert is_got_at_once()
+    now = 0.9
+    assert is_got_at_once()
+    now = 59.9
+    assert is_got_at_once() == trusted_by_marks
+    now = 60.0
+    assert not is_got_at_once(), "once a minute it is looked for all the same"
+    assert await cache.get(_fingerprint(1)) == _generation(1)
+    now = 60.5
+    assert is_got_at_once()
+    marks.change(f"entry:{_fingerprint(1)}")
+    assert is_got_at_once() != trusted_by_marks
+
+
+async def test_what_a_process_that_died_did_not_mark_is_seen_within_a_minute(
+    opened: Opened, marks: Marks, tmp_path: Path
+) -> None:
+    now = 0.0
+    cache = opened(marks=marks, monotonic=lambda: now)
+    await cache.put(_generation(1))
+    with _database(tmp_path) as database:
+        database.execute("DELETE FROM Cache")
+
+    now = 60.0
+
+    assert await cache.get(_fingerprint(1)) is None
+
+
+async def test_a_change_while_an_entry_is_read_is_not_missed(
+    opened: Opened, marks: Marks, tmp_path: Path
+) -> None:
+    """The mark is from before the look: what changes between look and memory is looked for again."""
+    two = opened(marks=marks)
+    await two.put(_generation(1))
+    newer = dataclasses.replace(_generation(1), ticket=Ticket("newer"))
+
+    class Interrupting(DiskGenerationCache):
+        def _remember(self, generation: Generation, place: int, mark: int) -> None:
+            super()._remember(generation, place, mark)
+            if generation == _generation(1):
+                two._index.do(two._write, newer, _encode(newer))
+
+    with closing(Interrupting(tmp_path / "cache", max_bytes=_ROOMY, marks=marks)) as one:
+        assert await one.get(_fingerprint(1)) == _generation(1)
+        assert await one.get(_fingerprint(1)) == newer
+
+
+async def test_another_process_that_puts_between_a_commit_and_its_memory_is_not_forgotten(
+    opened: Opened, marks: Marks, tmp_path: Path
+) -> None:
+    two = opened(marks=marks)
+    newer = dataclasses.replace(_generation(1), ticket=Ticket("newer"))
+
+    class Overtaken(DiskGenerationCache):
+        def _drop_evicted(self, evicted: list[str]) -> None:  # between the commit and the memory
+            super()._drop_evicted(evicted)
+            two._index.do(two._write, newer, _encode(newer))
+
+    with closing(Overtaken(tmp_path / "cache", max_bytes=_ROOMY, marks=marks)) as one:
+        await one.put(_generation(1))
+        assert await one.get(_fingerprint(1)) == newer
+
+
+_CHANGES: dict[str, Callable[[DiskGenerationCache, Path], Awaitable[object]]] = {
+    "put": lambda cache, _: cache.put(_generation(1)),
+    "put anew": lambda cache, _: cache.put(dataclasses.replace(_generation(1), ticket=Ticket("newer"))),
+    "forgotten": lambda cache, _: cache.forget(_fingerprint(1)),
+    "evicted": lambda cache, _: cache.put(dataclasses.replace(_generation(2), model="m" * 10_000)),
+    "refused": lambda cache, tmp_path: _spoiled(cache, tmp_path, "mode = 4"),
+    "unreadable": lambda cache, tmp_path: _spoiled(cache, tmp_path, "value = x'00'"),
+}
+
+
+async def _spoiled(cache: DiskGenerationCache, tmp_path: Path, change: str) -> None:
+    with _database(tmp_path) as database:
+        database.execute(f"UPDATE Cache SET {change}")
+    assert await cache.get(_fingerprint(1)) is None
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+async def test_whatever_becomes_of_an_entry_changes_its_mark(
+    opened: Opened, marks: Marks, tmp_path: Path, change: str
+) -> None:
+    place = Marks.place(f"entry:{_fingerprint(1)}")
+    await (first := opened(marks=marks)).put(_generation(1))
+    first.close()
+    cache = opened(marks=marks, max_remembered=0, max_bytes=10_100)
+    before = marks.read(place)
+    assert await cache.get(_fingerprint(1)) is not None
+    assert marks.read(place) == before, "a look changes nothing"
+
+    await _CHANGES[change](cache, tmp_path)
+
+    assert marks.read(place) != before
+
+
+async def test_an_entry_that_is_evicted_or_swept_behind_everybodys_back_changes_its_mark(
+    opened: Opened, marks: Marks, tmp_path: Path
+) -> None:
+    cache = opened(marks=marks)
+    for number in (1, 2, 3):
+        await cache.put(_generation(number))
+    entry_bytes = cache.statistics().bytes_stored // 3
+    cache.close()
+    with _database(tmp_path) as database:
+        database.execute("UPDATE Cache SET mode = 4 WHERE key = ?", (_fingerprint(3),))
+    places = [Marks.place(f"entry:{_fingerprint(number)}") for number in (1, 2, 3)]
+    before = [marks.read(place) for place in places]
+
+    cache = opened(marks=marks, max_bytes=entry_bytes)
+    await cache.settled()
+
+    assert [marks.read(place) != mark for place, mark in zip(places, before, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+    assert await cache.get(_fingerprint(2)) == _generation(2)
 
 
 async def test_an_entry_that_was_replaced_by_one_that_is_none_is_not_answered_from_memory(
