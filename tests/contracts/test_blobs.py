@@ -16,7 +16,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,8 @@ import pytest
 
 from gateway.blobs.contract import BlobStore, LocalFile
 from gateway.blobs.disk import DiskBlobStore, _Staged
-from gateway.domain.errors import ResultBroken
+from gateway.database.marks import Marks
+from gateway.domain.errors import ResultBroken, StorageUnavailable
 from gateway.domain.generation import Artifact, Blob
 from gateway.domain.identity import Digest
 
@@ -39,13 +41,19 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
     """Opens stores on one directory, as if each were a process of its own or a restart; closes them all."""
     stores: list[DiskBlobStore] = []
 
-    def open_store(*, max_bytes: int = _ROOMY, **settings: int) -> DiskBlobStore:
-        stores.append(DiskBlobStore(tmp_path / "blobs", max_bytes=max_bytes, **settings))  # type: ignore[arg-type]  # ints
+    def open_store(*, max_bytes: int = _ROOMY, **settings: object) -> DiskBlobStore:
+        stores.append(DiskBlobStore(tmp_path / "blobs", max_bytes=max_bytes, **settings))  # type: ignore[arg-type]  # as named
         return stores[-1]
 
     yield open_store
     for store in reversed(stores):
         store.close()
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Iterator[Marks]:
+    with closing(Marks(tmp_path / "marks")) as marks:
+        yield marks
 
 
 _STORES: dict[str, Callable[[Opened], BlobStore]] = {"disk": lambda opened: opened()}
@@ -605,6 +613,78 @@ async def test_a_lower_limit_is_kept_to_from_the_start(opened: Opened, tmp_path:
     assert again.statistics().bytes_stored == _bytes_on_disk(tmp_path) == 2000
 
 
+# ---- the disk: marks
+
+
+_FATES: dict[str, Callable[[DiskBlobStore, Digest, Path], Awaitable[object]]] = {
+    "put again": lambda store, *_: store.put(_artifact(b"marked" * 1000), _no_objection),
+    "deleted": lambda store, digest, _: store.delete(digest),
+    "evicted": lambda store, *_: store.put(_artifact(b"x" * 9000), _no_objection),
+    "put aside": lambda store, digest, path: _found_wanting(store, digest, _corrupt, path),
+    "found to be gone": lambda store, digest, path: _found_wanting(store, digest, Path.unlink, path),
+}
+
+
+async def _found_wanting(
+    store: DiskBlobStore, digest: Digest, damage: Callable[[Path], object], path: Path
+) -> None:
+    damage(path)
+    assert await store.locate(digest) is None
+
+
+@pytest.mark.parametrize("fate", _FATES)
+async def test_whatever_becomes_of_a_blobs_file_changes_its_mark(
+    opened: Opened, marks: Marks, fate: str
+) -> None:
+    store = opened(max_bytes=10_000, marks=marks)
+    digest = (await store.put(_artifact(b"marked" * 1000), _no_objection)).digest
+    path = (await _located(store, digest)).path
+    before = marks.read(Marks.place(f"blob:{digest}"))
+
+    await store.locate(digest)
+    await store.put(_artifact(b"another"), _no_objection)
+    assert marks.read(Marks.place(f"blob:{digest}")) == before, (
+        "a look changes nothing, nor does another blob"
+    )
+    await _FATES[fate](store, digest, path)
+
+    assert marks.read(Marks.place(f"blob:{digest}")) != before
+
+
+async def test_a_put_that_fails_after_its_file_had_its_name_changes_the_mark_too(
+    opened: Opened, marks: Marks, tmp_path: Path
+) -> None:
+    store = opened(marks=marks)
+    await store.put(_artifact(b"before"), _no_objection)
+    digest = _digest(b"in vain")
+    before = marks.read(Marks.place(f"blob:{digest}"))
+    with _index(tmp_path) as index:
+        index.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON Cache BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        )
+
+    with pytest.raises(StorageUnavailable):
+        await store.put(_artifact(b"in vain"), _no_objection)
+
+    assert marks.read(Marks.place(f"blob:{digest}")) != before
+    assert await store.locate(digest) is None
+
+
+async def test_what_goes_behind_everybodys_back_changes_its_mark(opened: Opened, marks: Marks) -> None:
+    store = opened(marks=marks)
+    digests = [(await store.put(_artifact(b"%d" % n * 1000), _no_objection)).digest for n in range(4)]
+    (await _located(store, digests[3])).path.unlink()
+    store.close()
+    places = [Marks.place(f"blob:{digest}") for digest in digests]
+    before = [marks.read(place) for place in places]
+
+    store = opened(max_bytes=2000, marks=marks)
+    await store.settled()
+
+    changed = [marks.read(place) != mark for place, mark in zip(places, before, strict=True)]
+    assert changed == [True, False, False, True], "the first was evicted, the last was gone"
+
+
 # ---- the disk: the index
 
 
@@ -626,6 +706,69 @@ async def test_an_index_that_is_lost_is_made_again_from_the_files(
 
     assert again.statistics().entries == 2
     assert [await again.locate(digest) is not None for digest in digests] == [False, True, True]
+
+
+async def test_what_is_taken_in_again_goes_by_its_age(opened: Opened, tmp_path: Path) -> None:
+    store = opened()
+    digests = [(await store.put(_artifact(b"%02d" % n * 500), _no_objection)).digest for n in range(20)]
+    order = [*digests[1::2], *digests[::2]]
+    for age, digest in enumerate(order):
+        os.utime((await _located(store, digest)).path, (age, age))
+    store.close()
+    shutil.rmtree(tmp_path / "blobs" / "index")
+
+    store = opened(max_bytes=8000)
+    await store.settled()
+
+    assert [await store.locate(digest) is not None for digest in order] == [False] * 12 + [True] * 8
+
+
+async def test_thousands_of_files_are_brought_in_and_thousands_of_rows_taken_out(
+    opened: Opened, tmp_path: Path
+) -> None:
+    store = opened()
+    await store.put(_artifact(b"first"), _no_objection)
+    store.close()
+    unknown = [_digest(b"unknown %d" % number) for number in range(2000)]
+    for digest in unknown:
+        path = tmp_path / "blobs" / "sha256" / digest[:2] / digest
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "blobs" / "sha256" / "ab").mkdir(exist_ok=True)
+    (tmp_path / "blobs" / "sha256" / "ab" / "README").write_text("not a blob")
+    (tmp_path / "blobs" / "sha256" / "notes.txt").write_text("not a folder")
+    misplaced = tmp_path / "blobs" / "sha256" / "ab" / ("cd" * 32)
+    misplaced.write_bytes(b"where nobody looks for it")
+    with _index(tmp_path) as index:
+        index.executemany(
+            "INSERT INTO Cache (key, raw, store_time, access_time, size, mode, value) VALUES (?, 1, 0, 0, 1, 1, 1)",
+            [(_digest(b"gone %d" % number),) for number in range(2000)],
+        )
+
+    store = opened()
+    await store.settled()
+
+    assert store.statistics().missing == 2000
+    assert store.statistics().entries == 2001
+    assert store.statistics().bytes_stored == 2005
+    assert misplaced.exists()
+
+
+async def test_blobs_that_come_and_go_while_files_and_index_are_compared_stay_right(opened: Opened) -> None:
+    busy, comparing = opened(), opened()
+    for number in range(100):
+        await busy.put(_artifact(b"%d" % number), _no_objection)
+
+    settled = asyncio.create_task(comparing.settled())
+    for number in range(100):
+        await busy.delete(_digest(b"%d" % number))
+        await busy.put(_artifact(b"%d" % (number + 100)), _no_objection)
+    await settled
+
+    await busy.delete(_digest(b"what waits before this is done"))
+    assert busy.statistics().entries == 100
+    assert comparing.statistics().missing == busy.statistics().missing == 0
+    assert all([await comparing.locate(_digest(b"%d" % number)) for number in range(100, 200)])
 
 
 @pytest.mark.parametrize("before_the_start", [True, False])
