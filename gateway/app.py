@@ -273,7 +273,7 @@ def _front(
     if settings.listen.hit_path:
         served = Served(metrics, tallies, monotonic)
         tallies.feed_from(served.hand_over)
-        hit_path = HitPath(memory, served, keys, request_ids, clock)
+        hit_path = HitPath(memory, served, keys, request_ids, clock, settings.listen.max_body_bytes)
     front_door = FrontDoor(
         keys=keys,
         metrics=metrics,

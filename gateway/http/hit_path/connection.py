@@ -14,7 +14,7 @@ from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.domain.clock import Clock
-from gateway.domain.errors import Unauthenticated
+from gateway.domain.errors import GatewayError
 from gateway.domain.tenant import Caller
 from gateway.http import ranges
 from gateway.http.hit_path.memory import MOST_QUESTION_BYTES, NO_LIMIT, Medium, Memory
@@ -40,20 +40,22 @@ class HitPath:
     keys: Keys
     request_ids: RequestIds
     clock: Clock
+    max_body_bytes: int
 
     heads: dict[bytes, Head] = field(default_factory=dict)
+    """A client's requests have the same head again and again: read once, it is known by its bytes."""
 
     def caller(self, ask: Ask) -> Caller | None:
         """Who asks; None for whom the ordinary application is to refuse."""
-        if ask.known_by != self.keys.revision:
-            try:
+        try:
+            # Before the key is looked at: what is revoked after that is another revision.
+            revision = self.keys.revision
+            if ask.known_by != revision:
                 ask.caller = self.keys.authenticate(ask.key)
-            except Unauthenticated:
-                return None
-            ask.known_by = self.keys.revision
+                ask.known_by = revision
+        except GatewayError:
+            return None
         return ask.caller
-
-    """A client's requests have the same head again and again: read once, it is known by its bytes."""
 
 
 class HitConnection(RequestHandler):
@@ -67,7 +69,17 @@ class HitConnection(RequestHandler):
     version is pinned; `listen.hit_path: false` does without.
     """
 
-    __slots__ = ("_aligned", "_answered", "_held", "_held_until", "_out", "_path", "_sending", "_under_way")
+    __slots__ = (
+        "_aligned",
+        "_answered",
+        "_held",
+        "_held_until",
+        "_held_whole_bytes",
+        "_out",
+        "_path",
+        "_sending",
+        "_under_way",
+    )
 
     def __init__(self, path: HitPath, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -77,9 +89,10 @@ class HitConnection(RequestHandler):
         self._answered = 0
         """How many of the requests that aiohttp's parser has counted have been answered."""
         self._held = b""
+        self._held_whole_bytes = 0
         self._held_until: asyncio.TimerHandle | None = None
         self._sending: Sending | None = None
-        self._under_way: tuple[Medium, Callable[[], None]]
+        self._under_way: tuple[Medium, Callable[[int], None]]
         self._out: socket.socket | None = None
 
     # --- What arrives
@@ -94,7 +107,8 @@ class HitConnection(RequestHandler):
             super().data_received(data)
             return
         if self._held_until is not None:
-            data = self._taken_up(data)
+            self._take_up(data)
+            return
         now = self._loop.time()
         end = data.find(_END_OF_HEAD) + 4
         head = (self._path.heads.get(data[:end]) or self._read_head(data[:end])) if end > 3 else None
@@ -108,8 +122,8 @@ class HitConnection(RequestHandler):
             )
             if not answered:
                 self._hand_on_whole(data)
-        elif missing > 0 and isinstance(head, Ask):
-            self._hold(data, head)
+        elif missing > 0 and isinstance(head, Ask) and head.body_bytes <= MOST_QUESTION_BYTES:
+            self._hold(data, missing)
         else:
             self._hand_on(data)
 
@@ -140,30 +154,33 @@ class HitConnection(RequestHandler):
 
     # --- A body that comes after its head
 
-    def _hold(self, data: bytes, head: Ask) -> None:
-        if head.body_bytes > MOST_QUESTION_BYTES:
-            self._hand_on(data)
-            return
-        self._held = data
-        self._held_until = self._loop.call_later(_HELD_SECONDS, self._give_up_holding)
+    def _hold(self, data: bytes, missing: int) -> None:
+        self._held, self._held_whole_bytes = data, len(data) + missing
+        self._held_until = self._loop.call_later(_HELD_SECONDS, self._hand_on_held)
 
-    def _taken_up(self, data: bytes) -> bytes:
+    def _take_up(self, data: bytes) -> None:
+        # The time goes on as it was: a body that comes byte by byte is no reason to wait longer.
+        self._held += data
+        if len(self._held) >= self._held_whole_bytes:
+            self.data_received(self._let_go_of_held())
+
+    def _hand_on_held(self) -> None:
+        # aiohttp has the time that a slow body takes, and the answer when it takes too long.
+        self._hand_on(self._let_go_of_held())
+
+    def _let_go_of_held(self) -> bytes:
         if self._held_until is not None:
             self._held_until.cancel()
             self._held_until = None
         held, self._held = self._held, b""
-        return held + data
-
-    def _give_up_holding(self) -> None:
-        # aiohttp has the time that a slow body takes, and the answer when it takes too long.
-        self._hand_on(self._taken_up(b""))
+        return held
 
     # --- Answers
 
     def _answer(self, ask: Ask, body: bytes, now: float) -> bool:
         path = self._path
         caller = path.caller(ask)
-        if caller is None:
+        if caller is None or ask.body_bytes > path.max_body_bytes:
             return False
         tenant = caller.tenant
         known = path.memory.hit(tenant, ask.model, body, now)
@@ -201,7 +218,7 @@ class HitConnection(RequestHandler):
                 return False
             case (start, count):
                 head = link.part % (b"%d" % start, b"%d" % (start + count - 1), b"%d" % count, date)
-        return self._send(head, medium, start, count, now, partial(self._path.served.fetched, count))
+        return self._send(head, medium, start, count, now, self._path.served.fetched)
 
     def _send(
         self,
@@ -210,9 +227,9 @@ class HitConnection(RequestHandler):
         start: int,
         count: int,
         now: float,
-        sent: Callable[[], None],
+        sent: Callable[[int], None],
     ) -> bool:
-        """Send it, or refuse to: whoever is refused has been sent nothing."""
+        """Send it, or refuse to: whoever is refused has been sent nothing. `sent` is told how much went out."""
         transport = self.transport
         if transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return False
@@ -224,7 +241,7 @@ class HitConnection(RequestHandler):
         content = medium.content if count == medium.size_bytes else medium.content[start : start + count]
         transport.write(head + content)
         self._next_keepalive_close_time = now + self._keepalive_timeout
-        sent()
+        sent(count)
         return True
 
     def _send_file(
@@ -234,7 +251,7 @@ class HitConnection(RequestHandler):
         medium: Medium,
         start: int,
         count: int,
-        sent: Callable[[], None],
+        sent: Callable[[int], None],
     ) -> None:
         if self._out is None:
             self._out = transport.get_extra_info("socket").dup()
@@ -255,7 +272,6 @@ class HitConnection(RequestHandler):
             transport.pause_reading()
 
     def _sent(self, error: OSError | None) -> None:
-        _, sent = self._under_way
         self._let_go()
         if self.transport is None:
             return
@@ -265,12 +281,14 @@ class HitConnection(RequestHandler):
             return
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self.transport.resume_reading()
-        sent()
 
     def _let_go(self) -> None:
-        medium, _ = self._under_way
+        medium, sent = self._under_way
         medium.let_go()
-        self._sending = None
+        if self._sending is not None:
+            # An answer counts, as everywhere, whether or not the caller has stayed for all of it.
+            sent(self._sending.sent_bytes)
+            self._sending = None
         self._request_in_progress = False
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
@@ -283,8 +301,7 @@ class HitConnection(RequestHandler):
             self._keepalive_handle = self._loop.call_later(self._keepalive_timeout, self._process_keepalive)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._held_until is not None:
-            self._held_until.cancel()
+        self._let_go_of_held()
         if self._sending is not None:
             self._sending.cancel()
             self._let_go()

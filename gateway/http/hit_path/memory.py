@@ -44,6 +44,9 @@ _DOUBTED_SECONDS = 180.0
 _LOOK_EVERY_SECONDS = 1.0
 """How often a file whose bytes are in memory is looked at: what somebody did to it by hand changes no mark."""
 
+_QUESTION_BYTES = 300
+"""What a body costs beside its own bytes: a tuple, a place in a table."""
+
 _MOST_FILES = 512
 _MOST_HITS = 100_000
 _MOST_LINKS = 10_000
@@ -351,9 +354,16 @@ class Memory:
         medium = Medium(blob, located.path, identity, place, mark, self._monotonic(), content, descriptor)
         if content is None:
             # What was opened is what the store vouches for if it still lies there after the store has looked again.
-            again = await self._blobs.locate(blob.digest)
-            if again is None or await asyncio.to_thread(_identity_at, located.path) != identity:
-                medium.let_go()
+            vouched = False
+            try:
+                again = await self._blobs.locate(blob.digest)
+                vouched = (
+                    again is not None and await asyncio.to_thread(_identity_at, located.path) == identity
+                )
+            finally:
+                if not vouched:
+                    medium.let_go()
+            if not vouched:
                 return None
         self._note_medium(medium)
         return medium
@@ -372,7 +382,7 @@ class Memory:
             place,
             mark,
             since=now,
-            until=min(ends, default=float("inf")),
+            until=min([*ends, now + _BELIEVED_SECONDS]),
             left=NO_LIMIT if left is None else heads.usd(left).encode(),
         )
 
@@ -383,11 +393,11 @@ class Memory:
         if size > MOST_QUESTION_BYTES or question in self._questions:
             return
         self._questions[question] = fingerprint
-        self._questions_bytes += size
+        self._questions_bytes += size + _QUESTION_BYTES
         while self._questions_bytes > self._most_bytes:
             oldest = next(iter(self._questions))
             del self._questions[oldest]
-            self._questions_bytes -= len(oldest[2])
+            self._questions_bytes -= len(oldest[2]) + _QUESTION_BYTES
 
     def _note_medium(self, medium: Medium) -> None:
         self._forget_medium(medium.digest)

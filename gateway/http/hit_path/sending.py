@@ -10,7 +10,7 @@ from collections.abc import Callable
 _MOST_AT_ONCE = 4 * 2**20
 """Bytes that are sent before others have their turn: a caller who reads fast must not keep the loop to itself."""
 
-_STALLED_SECONDS = 60.0
+STALLED_SECONDS = 60.0
 """How long a caller may take nothing at all before it is given up; nginx's send_timeout is as long."""
 
 
@@ -30,26 +30,29 @@ class Sending:
         start: int,
         count: int,
         ended: Callable[[OSError | None], None],
+        *,
+        stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
         """`out` and `file` stay the caller's, and open until `ended` is called: with what broke it, if it broke."""
         self._loop = loop
         self._out = out
         self._file = file
-        self._offset = start
+        self._start = self._offset = start
         self._end = start + count
         self._ended = ended
+        self._stalled_seconds = stalled_seconds
+        self._head = b""
         self._waits = False
         self._watch: asyncio.TimerHandle | None = None
 
+    @property
+    def sent_bytes(self) -> int:
+        """How much of the file has been sent."""
+        return self._offset - self._start
+
     def begin(self, head: bytes) -> bool:
-        """Send as much as can be sent now; whether that was all. If not, `ended` is called later."""
-        try:
-            # A new socket buffer takes a head; one that does not is full of what was not read.
-            sent = self._out.send(head, socket.MSG_MORE)
-        except BlockingIOError:
-            sent = 0
-        if sent != len(head):
-            raise BrokenPipeError("the caller does not read what it was sent before")
+        """Send as much as can be sent now; whether that was all. If not, `ended` is called later. Raises OSError."""
+        self._head = head
         return self._send_on()
 
     def cancel(self) -> None:
@@ -64,6 +67,9 @@ class Sending:
     def _send_on(self) -> bool:
         turn_ends = min(self._end, self._offset + _MOST_AT_ONCE)
         try:
+            while self._head:
+                # A caller who has yet to read what was sent before may leave no room for all of it.
+                self._head = self._head[self._out.send(self._head, socket.MSG_MORE) :]
             while self._offset < turn_ends:
                 sent = os.sendfile(self._out.fileno(), self._file, self._offset, turn_ends - self._offset)
                 if not sent:
@@ -91,7 +97,7 @@ class Sending:
                 self._ended(None)
 
     def _watch_from(self, offset: int) -> None:
-        self._watch = self._loop.call_later(_STALLED_SECONDS, self._look, offset)
+        self._watch = self._loop.call_later(self._stalled_seconds, self._look, offset)
 
     def _look(self, offset: int) -> None:
         if self._offset == offset:

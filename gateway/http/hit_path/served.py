@@ -22,6 +22,7 @@ class _Hits:
     count: int = 0
     saved_micros: int = 0
     seconds: float = 0.0
+    sent_bytes: int = 0
     by_bucket: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
 
 
@@ -36,7 +37,7 @@ class Served:
         self._fetched = self._fetched_bytes = 0
         self._log = log_for("http")
 
-    def hit(self, tenant: str, model: str, saved_micros: int, began_at: float) -> None:
+    def hit(self, tenant: str, model: str, saved_micros: int, began_at: float, sent_bytes: int) -> None:
         """A generation was answered with just now; it was asked for at `began_at`, monotonic."""
         seconds = self._monotonic() - began_at
         hits = self._hits.get((tenant, model))
@@ -45,6 +46,7 @@ class Served:
         hits.count += 1
         hits.saved_micros += saved_micros
         hits.seconds += seconds
+        hits.sent_bytes += sent_bytes
         hits.by_bucket[bisect_left(_BOUNDS, seconds)] += 1
 
     def fetched(self, sent_bytes: int) -> None:
@@ -72,6 +74,7 @@ class Served:
                 outcome=CacheStatus.HIT.value,
                 count=hits.count,
                 seconds=round(hits.seconds, 6),
+                bytes=hits.sent_bytes,
                 saved_usd=str(saved.usd),
             )
         if self._fetched:
