@@ -41,6 +41,7 @@ from gateway.http.front_door import FrontDoor
 from gateway.http.generations import Generations
 from gateway.http.hit_path.connection import HitPath
 from gateway.http.hit_path.memory import Memory
+from gateway.http.hit_path.repeats import Repeats
 from gateway.http.hit_path.served import Served
 from gateway.http.links import Links
 from gateway.http.listening import listening
@@ -271,9 +272,12 @@ def _front(
     stack.callback(memory.close)
     hit_path: HitPath | None = None
     if settings.listen.hit_path:
-        served = Served(metrics, tallies, monotonic)
+        served = Served(metrics, tallies)
         tallies.feed_from(served.hand_over)
-        hit_path = HitPath(memory, served, keys, request_ids, clock, settings.listen.max_body_bytes)
+        repeats = Repeats(settings.listen.hit_path_max_bytes)
+        hit_path = HitPath(
+            memory, repeats, marks, served, keys, request_ids, clock, settings.listen.max_body_bytes
+        )
     front_door = FrontDoor(
         keys=keys,
         metrics=metrics,

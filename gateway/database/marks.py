@@ -34,12 +34,13 @@ class Marks:
             if os.fstat(descriptor).st_size < _BYTES:
                 # Never shortened: a process that reads beyond the end of a mapped file is killed.
                 os.truncate(descriptor, _BYTES)
-            self._page = mmap.mmap(descriptor, _BYTES)
+            self._file = mmap.mmap(descriptor, _BYTES)
         finally:
             os.close(descriptor)
         # One aligned store of eight bytes each: nobody reads half a mark.
-        self._marks = memoryview(self._page).cast("Q")
-        self._page[:] = secrets.token_bytes(_BYTES)
+        self.page = memoryview(self._file).cast("Q")
+        """All marks, for whoever reads several at once; to be changed by `change` alone."""
+        self._file[:] = secrets.token_bytes(_BYTES)
 
     @staticmethod
     def place(name: str) -> int:
@@ -48,14 +49,14 @@ class Marks:
 
     def read(self, place: int) -> int:
         """The mark at that place, as it is now."""
-        return self._marks[place]
+        return self.page[place]
 
     def change(self, name: str) -> None:
         """Say that what `name` stands for is not what it was."""
-        self._marks[self.place(name)] = secrets.randbits(64)
+        self.page[self.place(name)] = secrets.randbits(64)
 
     def close(self) -> None:
         """Let go of the page; may be called twice."""
-        self._marks.release()
+        self.page.release()
         with suppress(BufferError):
-            self._page.close()
+            self._file.close()

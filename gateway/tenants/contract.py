@@ -8,6 +8,9 @@ from typing import Protocol
 
 from gateway.domain.tenant import Caller, Tenant
 
+KEYS_MARK = "keys"
+"""The mark that changes with any key."""
+
 
 class Tenants(Protocol):
     """The tenants of this gateway."""

@@ -15,7 +15,7 @@ from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.errors import StorageUnavailable, Unauthenticated
 from gateway.domain.tenant import Caller
-from gateway.tenants.contract import Key, KeyUnknown, Tenants, TenantUnknown
+from gateway.tenants.contract import KEYS_MARK, Key, KeyUnknown, Tenants, TenantUnknown
 
 _PREFIX = "gwk_"
 _RANDOM_BYTES = 24
@@ -24,7 +24,6 @@ _CHECKSUM_LENGTH = 6
 _HINT_LENGTH = len(_PREFIX) + 8
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-_MARK = "keys"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _BUSY_TIMEOUT_SECONDS = 0.1
 """The event loop waits for it. Whoever reads is in nobody's way here, but for the moment in which a database is opened."""
@@ -66,7 +65,7 @@ class SqliteKeys:
         self._clock = clock
         self._watch = sqlite3.connect(database.path, isolation_level=None, timeout=_BUSY_TIMEOUT_SECONDS)
         self._marks = database.marks
-        self._place = Marks.place(_MARK)
+        self._place = Marks.place(KEYS_MARK)
         self._mark = 0
         self._looked_at = -math.inf
         self._data_version = -1
@@ -104,7 +103,7 @@ class SqliteKeys:
     async def _write(self, statement: str, values: Sequence[object]) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(statement, values)
-            self._database.changes(_MARK)
+            self._database.changes(KEYS_MARK)
 
         await self._database.write(work)
 

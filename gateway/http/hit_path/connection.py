@@ -3,59 +3,94 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.web_protocol import RequestHandler
 
+from gateway.database.marks import Marks
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
 from gateway.domain.tenant import Caller
 from gateway.http import ranges
-from gateway.http.hit_path.memory import MOST_QUESTION_BYTES, NO_LIMIT, Medium, Memory
+from gateway.http.hit_path.memory import (
+    LOOK_EVERY_SECONDS,
+    MOST_QUESTION_BYTES,
+    Medium,
+    Memory,
+)
 from gateway.http.hit_path.plain import Ask, Fetch, Head, read_head
+from gateway.http.hit_path.repeats import Repeat, Repeats, repeat_of
 from gateway.http.hit_path.sending import Sending
 from gateway.http.hit_path.served import Served
 from gateway.http.request_ids import RequestIds
-from gateway.tenants.contract import Keys
+from gateway.tenants.contract import KEYS_MARK, Keys
 
 _END_OF_HEAD = b"\r\n\r\n"
 _HELD_SECONDS = 0.05
 """How long a head waits here for its body: clients that write the two apart write the second at once."""
 
 _MOST_HEADS = 10_000
+KEYS_PLACE = Marks.place(KEYS_MARK)
 
 
-@dataclass(slots=True)
 class HitPath:
     """What the connections of one listener share."""
 
-    memory: Memory
-    served: Served
-    keys: Keys
-    request_ids: RequestIds
-    clock: Clock
-    max_body_bytes: int
+    def __init__(
+        self,
+        memory: Memory,
+        repeats: Repeats,
+        marks: Marks,
+        served: Served,
+        keys: Keys,
+        request_ids: RequestIds,
+        clock: Clock,
+        max_body_bytes: int,
+    ) -> None:
+        self.memory = memory
+        self.repeats = repeats
+        self.marks = marks
+        self.served = served
+        self.request_ids = request_ids
+        self.clock = clock
+        self.max_body_bytes = max_body_bytes
+        self.heads: dict[bytes, Head] = {}
+        """A client's requests have the same head again and again: read once, it is known by its bytes."""
+        self.revision = -1
+        """Of the keys, as of `looked_at`."""
+        self.looked_at = -math.inf
+        self._keys = keys
+        self._second = -1
+        self._date = b""
 
-    heads: dict[bytes, Head] = field(default_factory=dict)
-    """A client's requests have the same head again and again: read once, it is known by its bytes."""
-
-    def caller(self, ask: Ask) -> Caller | None:
+    def caller(self, ask: Ask, now: float) -> Caller | None:
         """Who asks; None for whom the ordinary application is to refuse."""
         try:
             # Before the key is looked at: what is revoked after that is another revision.
-            revision = self.keys.revision
-            if ask.known_by != revision:
-                ask.caller = self.keys.authenticate(ask.key)
-                ask.known_by = revision
+            self.revision = self._keys.revision
+            if ask.known_by != self.revision:
+                ask.caller = self._keys.authenticate(ask.key)
+                ask.known_by = self.revision
         except GatewayError:
             return None
+        self.looked_at = now
         return ask.caller
+
+    def date(self) -> bytes:
+        """The time, as the Date header has it."""
+        second = int(self.clock())
+        if second != self._second:
+            self._second, self._date = second, rfc822_formatted_time().encode()
+        return self._date
+
+    def age(self, made_at: float) -> bytes:
+        """Whole seconds since then."""
+        return b"%d" % max(0, int(self.clock() - made_at))
 
 
 class HitConnection(RequestHandler):
@@ -110,6 +145,9 @@ class HitConnection(RequestHandler):
             self._take_up(data)
             return
         now = self._loop.time()
+        repeat = self._path.repeats.get(data)
+        if repeat is not None and self._answer_again(repeat, now):
+            return
         end = data.find(_END_OF_HEAD) + 4
         head = (self._path.heads.get(data[:end]) or self._read_head(data[:end])) if end > 3 else None
         if head is None:
@@ -117,7 +155,7 @@ class HitConnection(RequestHandler):
             return
         missing = end + head.body_bytes - len(data)
         if not missing:
-            answered = (isinstance(head, Ask) and self._answer(head, data[end:], now)) or (
+            answered = (isinstance(head, Ask) and self._answer(head, data, end, now)) or (
                 isinstance(head, Fetch) and self._fetch(head, now)
             )
             if not answered:
@@ -177,39 +215,65 @@ class HitConnection(RequestHandler):
 
     # --- Answers
 
-    def _answer(self, ask: Ask, body: bytes, now: float) -> bool:
+    def _answer_again(self, repeat: Repeat, now: float) -> bool:
+        """Answer what was answered before; False for what has to be looked at anew."""
+        path, transport = self._path, self.transport
+        medium = path.memory.media.get(repeat.digest)
+        if (
+            repeat.marks_of(path.marks.page) != repeat.marks
+            or repeat.revision != path.revision
+            or now - path.looked_at > LOOK_EVERY_SECONDS
+            or not repeat.since <= path.clock() < repeat.until
+            or now > repeat.good_until
+            or medium is None
+            or medium.content is None
+            or now - medium.looked_at > LOOK_EVERY_SECONDS
+            or transport is None
+            or transport.is_closing()
+            or transport.get_write_buffer_size()
+        ):
+            return False
+        head = repeat.head % (path.request_ids.next_bytes(), path.age(repeat.made_at), path.date())
+        transport.write(head + medium.content)
+        self._next_keepalive_close_time = now + self._keepalive_timeout
+        repeat.counted.add(repeat.saved_micros, self._loop.time() - now, len(medium.content))
+        return True
+
+    def _answer(self, ask: Ask, data: bytes, end: int, now: float) -> bool:
+        """Answer what is known; `data` is all of the request, and its body begins at `end`."""
         path = self._path
-        caller = path.caller(ask)
+        keys_mark = path.marks.read(KEYS_PLACE)
+        caller = path.caller(ask, now)
         if caller is None or ask.body_bytes > path.max_body_bytes:
             return False
         tenant = caller.tenant
-        known = path.memory.hit(tenant, ask.model, body, now)
-        left = path.memory.left(tenant)
-        if known is None or left is None:
+        known = path.memory.hit(tenant, ask.model, data[end:], now)
+        balance = path.memory.balance(tenant)
+        if known is None or balance is None:
             return False
-        hit, medium = known
-        age = b"%d" % max(0, int(path.clock() - hit.made_at))
-        date = rfc822_formatted_time().encode()
-        request = path.request_ids.next().encode()
-        if left is NO_LIMIT:
+        hit, medium, is_repeat = known
+        counted = path.served.hits(tenant.name, ask.model)
+        request, age, date = path.request_ids.next_bytes(), path.age(hit.made_at), path.date()
+        if balance.left is None:
             head = hit.unlimited % (request, age, date)
         else:
-            head = hit.limited % (request, age, left, date)
-        return self._send(
-            head,
-            medium,
-            0,
-            medium.size_bytes,
-            now,
-            partial(path.served.hit, tenant.name, ask.model, hit.saved_micros, now),
-        )
+            head = hit.limited % (request, age, balance.left, date)
+
+        def sent(sent_bytes: int) -> None:
+            counted.add(hit.saved_micros, self._loop.time() - now, sent_bytes)
+
+        if not self._send(head, medium, 0, medium.size_bytes, now, sent):
+            return False
+        if is_repeat and medium.content is not None:
+            path.repeats.note(data, repeat_of(hit, balance, (KEYS_PLACE, keys_mark), path.revision, counted))
+        return True
 
     def _fetch(self, fetch: Fetch, now: float) -> bool:
         known = self._path.memory.link(fetch.target, now)
         if known is None:
             return False
         link, medium = known
-        date = rfc822_formatted_time().encode()
+        date = self._path.date()
         match ranges.wanted(fetch.range, medium.size_bytes):
             case None:
                 start, count = 0, medium.size_bytes

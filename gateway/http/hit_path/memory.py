@@ -35,13 +35,13 @@ SMALL_BYTES = 64 * 2**10
 MOST_QUESTION_BYTES = 64 * 2**10
 """Bodies up to this size are known again by their bytes."""
 
-_BELIEVED_SECONDS = 60.0
+BELIEVED_SECONDS = 60.0
 """After this, what is asked for is learnt anew behind the answer's back: stores want to be told what is in use."""
 
 _DOUBTED_SECONDS = 180.0
 """What could not be learnt anew for so long is not believed any more, whatever the marks say."""
 
-_LOOK_EVERY_SECONDS = 1.0
+LOOK_EVERY_SECONDS = 1.0
 """How often a file whose bytes are in memory is looked at: what somebody did to it by hand changes no mark."""
 
 _QUESTION_BYTES = 300
@@ -132,17 +132,18 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class _Balance:
+class Balance:
+    """What a tenant can still spend."""
+
     tenant: Tenant
     place: int
     mark: int
     since: float
     until: float
-    left: bytes
+    """Between these times, by the clock; then a window of some budget has ended."""
 
-
-NO_LIMIT = b""
-"""What a tenant has left that has no limit."""
+    left: bytes | None
+    """As its header has it; None where there is no limit."""
 
 
 class Memory:
@@ -177,33 +178,38 @@ class Memory:
         self._hits: dict[Fingerprint, Hit] = {}
         self._questions: dict[Question, Fingerprint] = {}
         self._questions_bytes = 0
-        self._media: dict[Digest, Medium] = {}
+        self.media: dict[Digest, Medium] = {}
         self._media_bytes = self._files = 0
         self._links: dict[str, Link] = {}
-        self._balances: dict[str, _Balance] = {}
+        self._balances: dict[str, Balance] = {}
         self._lessons: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def close(self) -> None:
         """Forget everything; files that are being sent are closed when they have been."""
         for lesson in list(self._lessons.values()):
             lesson.cancel()
-        for digest in list(self._media):
+        for digest in list(self.media):
             self._forget_medium(digest)
 
     # --- What is known
 
-    def hit(self, tenant: Tenant, model: str, body: bytes, now: float) -> tuple[Hit, Medium] | None:
-        """What answers the request, if that is known and still true; `now` is monotonic."""
+    def hit(self, tenant: Tenant, model: str, body: bytes, now: float) -> tuple[Hit, Medium, bool] | None:
+        """What answers the request, if that is known and still true, and whether its body was known by its bytes.
+
+        `now` is monotonic.
+        """
         if tenant.models is not None and model not in tenant.models:
             return None
         question = (model, tenant.name if tenant.private_cache else None, body)
         fingerprint = self._questions.get(question)
+        is_repeat = fingerprint is not None
         if fingerprint is None:
             fingerprint = self._read(tenant, model, body)
             if fingerprint not in self._hits:
                 return None
             self._note_question(question, fingerprint)
-        return self._believed(fingerprint, now)
+        believed = self._believed(fingerprint, now)
+        return believed and (*believed, is_repeat)
 
     def _read(self, tenant: Tenant, model: str, body: bytes) -> Fingerprint | None:
         try:
@@ -219,18 +225,18 @@ class Memory:
         for place, mark in hit.marks:
             if read(place) != mark:
                 return None
-        medium = self._media.get(hit.digest)
+        medium = self.media.get(hit.digest)
         if medium is None:
             return None
         age_seconds = now - hit.learnt_at
-        if age_seconds > _BELIEVED_SECONDS:
+        if age_seconds > BELIEVED_SECONDS:
             self._learn(("hit", fingerprint), self._study_generation, fingerprint)
             if age_seconds > _DOUBTED_SECONDS:
                 return None
         return hit, medium
 
-    def left(self, tenant: Tenant) -> bytes | None:
-        """What the tenant can still spend, as its header has it; NO_LIMIT, or None where that is not known."""
+    def balance(self, tenant: Tenant) -> Balance | None:
+        """What the tenant can still spend, if that is known and still true."""
         balance = self._balances.get(tenant.name)
         if (
             balance is None
@@ -239,21 +245,21 @@ class Memory:
             or not balance.since <= self._clock() < balance.until
         ):
             return None
-        return balance.left
+        return balance
 
     def link(self, target: str, now: float) -> tuple[Link, Medium] | None:
         """Where a target leads, if that is known and still true; `now` is monotonic."""
         link = self._links.get(target)
         if link is None or self._clock() > link.expires:
             return None
-        medium = self._media.get(link.digest)
+        medium = self.media.get(link.digest)
         return (link, medium) if medium is not None and self._is_believed(medium, now) else None
 
     def _is_believed(self, medium: Medium, now: float) -> bool:
         if self._marks.read(medium.place) != medium.mark:
             return False
         age_seconds = now - medium.learnt_at
-        if age_seconds > _BELIEVED_SECONDS:
+        if age_seconds > BELIEVED_SECONDS:
             self._learn(("blob", medium.digest), self._study_medium, medium.blob)
         return age_seconds <= _DOUBTED_SECONDS
 
@@ -262,7 +268,7 @@ class Memory:
         try:
             if medium.content is None:
                 return _Identity.of(os.fstat(medium.descriptor)) == medium.identity
-            if now - medium.looked_at < _LOOK_EVERY_SECONDS:
+            if now - medium.looked_at < LOOK_EVERY_SECONDS:
                 return True
             medium.looked_at = now
             return _identity_at(medium.path) == medium.identity
@@ -278,7 +284,7 @@ class Memory:
         )
         if self._believed(request.fingerprint, self._monotonic()) is None:
             self._learn(("hit", request.fingerprint), self._study_generation, request.fingerprint)
-        if self.left(tenant) is None:
+        if self.balance(tenant) is None:
             self._learn(("balance", tenant.name), self._study_balance, tenant)
 
     def learn_link(self, target: str, blob: Blob, expires: float) -> None:
@@ -294,7 +300,7 @@ class Memory:
                 whole=template("200 OK", headers, size),
                 part=template("206 Partial Content", part, BLANK),
             )
-        medium = self._media.get(blob.digest)
+        medium = self.media.get(blob.digest)
         if medium is None or not self._is_believed(medium, self._monotonic()):
             self._learn(("blob", blob.digest), self._study_medium, blob)
 
@@ -377,13 +383,13 @@ class Memory:
         left = remaining(await self._statements.balances(tenant.name, tenant.budgets))
         ends = [end.timestamp() for budget in tenant.budgets if (end := budget.per.resets_at(now))]
         _make_room(self._balances, _MOST_BALANCES)
-        self._balances[tenant.name] = _Balance(
+        self._balances[tenant.name] = Balance(
             tenant,
             place,
             mark,
             since=now,
-            until=min([*ends, now + _BELIEVED_SECONDS]),
-            left=NO_LIMIT if left is None else heads.usd(left).encode(),
+            until=min([*ends, now + BELIEVED_SECONDS]),
+            left=None if left is None else heads.usd(left).encode(),
         )
 
     # --- Bounds
@@ -401,13 +407,13 @@ class Memory:
 
     def _note_medium(self, medium: Medium) -> None:
         self._forget_medium(medium.digest)
-        self._media[medium.digest] = medium
+        self.media[medium.digest] = medium
         self._account_for(medium, 1)
         while self._files > _MOST_FILES or self._media_bytes > self._most_bytes:
-            self._forget_medium(next(iter(self._media)))
+            self._forget_medium(next(iter(self.media)))
 
     def _forget_medium(self, digest: Digest) -> None:
-        medium = self._media.pop(digest, None)
+        medium = self.media.pop(digest, None)
         if medium is not None:
             self._account_for(medium, -1)
             medium.let_go()

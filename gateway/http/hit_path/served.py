@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -18,36 +17,47 @@ _BOUNDS = sorted({*REQUEST_BUCKETS, *OVERHEAD_BUCKETS})
 
 
 @dataclass(slots=True)
-class _Hits:
+class Counted:
+    """Hits of one tenant for one model that nobody has been told of yet."""
+
     count: int = 0
     saved_micros: int = 0
     seconds: float = 0.0
     sent_bytes: int = 0
     by_bucket: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
 
+    def add(self, saved_micros: int, seconds: float, sent_bytes: int) -> None:
+        """One more, which took so long."""
+        self.count += 1
+        self.saved_micros += saved_micros
+        self.seconds += seconds
+        self.sent_bytes += sent_bytes
+        self.by_bucket[bisect_left(_BOUNDS, seconds)] += 1
+
+    def taken(self) -> Counted:
+        """All of it; nothing is left here."""
+        taken = Counted(self.count, self.saved_micros, self.seconds, self.sent_bytes, self.by_bucket)
+        self.count, self.saved_micros, self.seconds, self.sent_bytes = 0, 0, 0.0, 0
+        self.by_bucket = [0] * len(taken.by_bucket)
+        return taken
+
 
 class Served:
     """Counts answers at the cost of a few additions each."""
 
-    def __init__(self, metrics: Metrics, tallies: Tallies, monotonic: Callable[[], float]) -> None:
+    def __init__(self, metrics: Metrics, tallies: Tallies) -> None:
         self._metrics = metrics
         self._tallies = tallies
-        self._monotonic = monotonic
-        self._hits: dict[tuple[str, str], _Hits] = {}
+        self._hits: dict[tuple[str, str], Counted] = {}
         self._fetched = self._fetched_bytes = 0
         self._log = log_for("http")
 
-    def hit(self, tenant: str, model: str, saved_micros: int, began_at: float, sent_bytes: int) -> None:
-        """A generation was answered with just now; it was asked for at `began_at`, monotonic."""
-        seconds = self._monotonic() - began_at
-        hits = self._hits.get((tenant, model))
-        if hits is None:
-            hits = self._hits[tenant, model] = _Hits()
-        hits.count += 1
-        hits.saved_micros += saved_micros
-        hits.seconds += seconds
-        hits.sent_bytes += sent_bytes
-        hits.by_bucket[bisect_left(_BOUNDS, seconds)] += 1
+    def hits(self, tenant: str, model: str) -> Counted:
+        """Where hits of this tenant for this model are counted."""
+        counted = self._hits.get((tenant, model))
+        if counted is None:
+            counted = self._hits[tenant, model] = Counted()
+        return counted
 
     def fetched(self, sent_bytes: int) -> None:
         """A blob, or a part of one, was fetched by its link."""
@@ -56,8 +66,10 @@ class Served:
 
     def hand_over(self) -> None:
         """Give everything that was counted to those who keep it; it costs no I/O but a line in the log for each."""
-        counted, self._hits = self._hits, {}
-        for (tenant, model), hits in counted.items():
+        for (tenant, model), counted in self._hits.items():
+            if not counted.count:
+                continue
+            hits = counted.taken()
             saved = Money(hits.saved_micros)
             self._tallies.add(tenant, model, Tally(hits=hits.count, saved_by_hits=saved))
             self._metrics.count_hits(
