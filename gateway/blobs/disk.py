@@ -117,7 +117,10 @@ class DiskBlobStore:
         for needed in (self._blobs, self._incoming, self._quarantine):
             needed.mkdir(parents=True, exist_ok=True)
             _fsync_directory(needed.parent)
-        self._index = Index(directory / "index", max_bytes=max_bytes, disk=_SizesDisk, monotonic=monotonic)
+        # What the loss of power takes from the index is found out from the files, which are synced before they are named.
+        self._index = Index(
+            directory / "index", max_bytes=max_bytes, disk=_SizesDisk, synced=False, monotonic=monotonic
+        )
         self._index.tidy(self._recover)
 
     async def put(self, artifact: Artifact, inspect: Inspection) -> Blob:
@@ -127,21 +130,13 @@ class DiskBlobStore:
         """
         staged = _Staged(self._incoming)
         try:
-            await _on_disk(staged.open)
-            digest, size_bytes = await self._receive(artifact, staged)
-            try:
-                await asyncio.to_thread(inspect, staged.path, artifact.media_type)
-            except ResultBroken as broken:
-                evidence = _Evidence(str(broken), artifact.media_type, size_bytes, digest)
-                with suppress(StorageUnavailable):  # what is wrong is told, even where it cannot be kept
-                    await self._index.run(self._keep_evidence, staged, evidence)
-                raise
-            await _on_disk(staged.sync)
-            await self._index.run(self._publish, staged, digest, size_bytes)
-        finally:
+            size_bytes, rest = await self._receive(artifact, staged)
+            # One thread does all that is left: going back and forth costs more than most of it.
+            return await asyncio.to_thread(self._keep, staged, rest, size_bytes, artifact.media_type, inspect)
+        except BaseException:
             # Waited for even when this task is cancelled: whoever sees the put end finds nothing half done.
             await asyncio.shield(asyncio.to_thread(staged.discard))
-        return Blob(digest, size_bytes, artifact.media_type)
+            raise
 
     async def locate(self, digest: Digest) -> LocalFile | None:
         """As promised in the contract.
@@ -189,7 +184,8 @@ class DiskBlobStore:
 
     # On any thread.
 
-    async def _receive(self, artifact: Artifact, staged: _Staged) -> tuple[Digest, int]:
+    async def _receive(self, artifact: Artifact, staged: _Staged) -> tuple[int, bytes]:
+        """How many bytes came, and the last of them: those that are not written yet."""
         announced, came, waiting = artifact.size_bytes, 0, bytearray()
         # No fault is translated around this loop: what the reader of the chunks raises is its own, a TimeoutError too.
         async for chunk in artifact.chunks:
@@ -204,8 +200,27 @@ class DiskBlobStore:
                 waiting.clear()
         if announced is not None and came < announced:
             raise ResultBroken(f"Less came than was announced: {came} of {announced} bytes.")
-        await _on_disk(staged.write, bytes(waiting))
-        return staged.digest(), came
+        return came, bytes(waiting)
+
+    def _keep(
+        self, staged: _Staged, rest: bytes, size_bytes: int, media_type: str, inspect: Inspection
+    ) -> Blob:
+        """Write the `rest`, and have it all inspected, synced and published. A `discard` comes between any two of these."""
+        with storage_faults():
+            staged.write(rest)
+        digest = staged.digest()
+        try:
+            inspect(staged.path, media_type)
+        except ResultBroken as broken:
+            evidence = _Evidence(str(broken), media_type, size_bytes, digest)
+            with suppress(StorageUnavailable):  # what is wrong is told, even where it cannot be kept
+                self._index.do(self._keep_evidence, staged, evidence)
+            raise
+        with storage_faults():
+            staged.sync()
+        self._index.do(self._publish, staged, digest, size_bytes)
+        staged.discard()
+        return Blob(digest, size_bytes, media_type)
 
     def _examine(self, digest: Digest, path: Path) -> tuple[_Identity | None, bool]:
         """What lies at `path`, and whether it is what its name says."""
@@ -453,35 +468,37 @@ class _Staged:
         self.path = directory
         self.renamed = False
 
-    def open(self) -> None:
-        with self.held():
-            while self._descriptor is None:
-                descriptor, name = tempfile.mkstemp(dir=self._directory)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                except BaseException:
-                    os.close(descriptor)
-                    Path(name).unlink(missing_ok=True)
-                    raise
-                if os.fstat(descriptor).st_nlink:
-                    self._descriptor, self.path = descriptor, Path(name)
-                else:
-                    # Another process was opening the store, and cleared it away before it was locked.
-                    os.close(descriptor)
-
     def write(self, data: bytes) -> None:
+        """The first makes the file."""
         with self.held():
+            descriptor = self._opened() if self._descriptor is None else self._descriptor
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(self._open_descriptor(), rest) :]
+                rest = rest[os.write(descriptor, rest) :]
             self._sha256.update(data)
+
+    def _opened(self) -> int:
+        while True:
+            descriptor, name = tempfile.mkstemp(dir=self._directory)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except BaseException:
+                os.close(descriptor)
+                Path(name).unlink(missing_ok=True)
+                raise
+            if os.fstat(descriptor).st_nlink:
+                self._descriptor, self.path = descriptor, Path(name)
+                return descriptor
+            # Another process was opening the store, and cleared it away before it was locked.
+            os.close(descriptor)
 
     def digest(self) -> Digest:
         return Digest(self._sha256.hexdigest())
 
     def sync(self) -> None:
         with self.held():
-            os.fsync(self._open_descriptor())
+            assert self._descriptor is not None, "written to before it is synced"  # noqa: S101 -- ours to get right
+            os.fsync(self._descriptor)
 
     def rename(self, target: Path) -> None:
         """While `held`."""
@@ -505,10 +522,6 @@ class _Staged:
             if self._discarded:
                 raise RuntimeError("cleared away already; whoever wanted it has been cancelled")
             yield
-
-    def _open_descriptor(self) -> int:
-        assert self._descriptor is not None, "written to before it was opened"  # noqa: S101 -- ours to get right
-        return self._descriptor
 
 
 async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

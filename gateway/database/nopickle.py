@@ -132,7 +132,7 @@ class Index:
 
     diskcache opens a connection for each thread that touches it and closes only its own thread's, so there is one
     thread: `run` and `later` bring work there, and the methods under `Rows` may be called from such work only.
-    What `run` has returned from survives the loss of power. Values that are not ours are refused, dropped and counted.
+    What `run` has returned from survives the loss of power (where it is `synced`). Values that are not ours are refused, dropped and counted.
 
     Opening does not look at the rows, however many there are. What a start is to find out about them is found out
     behind everybody's back, by one process of all (`tidy`): whether the file is sound, and which rows are not ours.
@@ -147,14 +147,20 @@ class Index:
         *,
         max_bytes: int,
         disk: type[NoPickleDisk] = NoPickleDisk,
+        synced: bool = True,
         on_change: Callable[[str], None] = lambda _key: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_change` is told each key whose row is another, or gone, once that is committed."""
+        """`on_change` is told each key whose row is another, or gone, once that is committed.
+
+        Not `synced`, the last changes may not survive the loss of power, for whoever can tell from elsewhere what they
+        were. The rest does, and no change by halves.
+        """
         self._directory = directory
         self._path = directory / _DATABASE
         self._max_bytes = max_bytes
         self._disk = disk
+        self._synced = synced
         self._on_change = on_change
         self._monotonic = monotonic
         self.refused = 0
@@ -473,7 +479,7 @@ class Index:
             eviction_policy="least-recently-used",
             size_limit=self._max_bytes,
             cull_limit=0,
-            sqlite_synchronous=2,
+            sqlite_synchronous=2 if self._synced else 1,
         )
         self._count()
 

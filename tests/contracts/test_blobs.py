@@ -985,7 +985,7 @@ def test_what_was_cleared_away_is_not_begun_any_more(tmp_path: Path) -> None:
     staged.discard()
 
     with pytest.raises(RuntimeError):
-        staged.open()
+        staged.write(b"too late")
     assert list(tmp_path.iterdir()) == []
 
 
