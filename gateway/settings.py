@@ -54,7 +54,7 @@ Url = Annotated[str, AfterValidator(_url)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ListenSettings(_Section):

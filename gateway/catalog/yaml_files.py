@@ -258,8 +258,9 @@ def _schema(file: ModelFile) -> Schema:
 def _keywords(parameter: ItemFile) -> dict[str, Json]:
     """One parameter as JSON Schema: its keys in JSON Schema's spelling, without those that are ours."""
     keywords: dict[str, Json] = {}
+    given = parameter.model_fields_set
     for name in type(parameter).model_fields:
-        if name not in parameter.model_fields_set or name in _OURS:
+        if name not in given or name in _OURS:
             continue
         value = getattr(parameter, name)
         head, *tail = name.split("_")
@@ -349,25 +350,29 @@ def _in_parameter(name: str, parameter: ParameterFile) -> _Nonsense:
     if parameter.required:
         yield (*place, "default"), "is for optional parameters, and this one is required"
     if not in_item:
-        for problem in _problems(_keywords(parameter), parameter.default):
+        for problem in _problems(Schema({"value": _keywords(parameter)}), parameter.default):
             yield (*place, "default"), problem
 
 
 def _in_item(place: Place, item: ItemFile) -> _Nonsense:
+    given = item.model_fields_set
     for key, types in _BELONGS.items():
-        if key in item.model_fields_set and item.type not in types:
+        if key in given and item.type not in types:
             yield (*place, key), f"is for {' and '.join(types)}, and this is {item.type}"
     for least, most in ("minimum", "maximum"), ("min_length", "max_length"), ("min_items", "max_items"):
         low, high = getattr(item, least), getattr(item, most)
         if low is not None and high is not None and low > high:
             yield (*place, most), f"{high:g} is below the {least}, {low:g}"
+    keywords = _keywords(item)
+    # What an option is, it is allowed to be: the rest has to allow it, too.
+    options = keywords.pop("enum", ())
     try:
-        Schema({"value": _keywords(item)})
+        checked = Schema({"value": keywords})
     except jsonschema_rs.ValidationError as error:
         yield place, f"is no JSON Schema: {error.message}"
         return
-    for index, option in enumerate(item.enum or ()):
-        for problem in _problems(_keywords(item) | {"enum": [option]}, option):
+    for index, option in enumerate(options if isinstance(options, list) else ()):
+        for problem in _problems(checked, option):
             yield (*place, "enum", index), problem
     if item.items:
         yield from _in_item((*place, "items"), item.items)
@@ -380,7 +385,8 @@ def _in_price(file: ModelFile) -> _Nonsense:
                 at_name = ("price", "at", name)
                 yield from _in_factor(file, name, at_name)
                 if name in file.parameters:
-                    yield from ((at_name, p) for p in _problems(_keywords(file.parameters[name]), value))
+                    checked = Schema({"value": _keywords(file.parameters[name])})
+                    yield from ((at_name, problem) for problem in _problems(checked, value))
         case TableFile(by=by, usd=usd, times=times):
             for index, name in enumerate(times):
                 yield from _in_factor(file, name, ("price", "times", index))
@@ -476,10 +482,10 @@ def _in_example(file: ModelFile) -> _Nonsense:
             yield ("example", *problem.field.split("/")), problem.problem
 
 
-def _problems(keywords: dict[str, Json], value: Json) -> Iterator[str]:
-    """What the JSON Schema of one parameter has against a value of it."""
+def _problems(checked: Schema, value: Json) -> Iterator[str]:
+    """What the JSON Schema of one parameter, called `value`, has against a value of it."""
     try:
-        Schema({"value": keywords}).complete("", {"value": value})
+        checked.complete("", {"value": value})
     except InvalidParameters as error:
         yield from (problem.problem for problem in error.problems)
 

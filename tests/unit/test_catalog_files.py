@@ -95,7 +95,7 @@ def test_the_file_that_the_others_are_made_from_is_good(tmp_path: Path) -> None:
                 "is beyond 9,007,199,254,740,991 (2^53 - 1), where JSON numbers stop being exact"
             ),
         ),
-        ("[oil, ink]", "[oil, 5]", "12:51: parameters.style.enum[1]: should be one of 5; given 5"),
+        ("[oil, ink]", "[oil, 5]", "12:51: parameters.style.enum[1]: should be string; given 5"),
         (
             "required: true",
             "required: true, default: x",
