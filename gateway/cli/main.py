@@ -7,6 +7,7 @@ import sys
 from cyclopts import App
 
 from gateway import __version__
+from gateway.cli.collector import leave_alone
 from gateway.database.errors import DatabaseTooNew
 from gateway.documents.yaml_files import DocumentInvalid
 from gateway.domain.errors import CannotStart, GatewayError
@@ -29,6 +30,8 @@ app.command("gateway.cli.models:models", help="List the models, or show one.")
 
 def main() -> None:
     """Run the command that was asked for; what is wrong is said on standard error, in a line or a few."""
+    # Before the command is loaded, which is most of what there is to load.
+    leave_alone()
     try:
         app()
     except (

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from gateway.app import SANDBOX_KEY, SYSTEM_CLOCK
 from gateway.catalog.yaml_files import load_catalog
+from gateway.cli.collector import settle_in
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.http.listening import listening
 from gateway.sandbox.server import create_sandbox
@@ -52,6 +53,7 @@ async def _run(settings: Settings, *, until_eof: bool) -> None:
     )
     host, port = settings.sandbox.host, settings.sandbox.port
     async with listening(application, host, port, settings.listen.keepalive_seconds) as url:
+        settle_in()
         print(f"Sandbox  {url}", flush=True)
         if not until_eof:
             print(f"Key      {SANDBOX_KEY}   (its first account; no real video, no real money)", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from cyclopts import Parameter
 
 from gateway.app import opened_keys, running_gateway
 from gateway.cli import children
+from gateway.cli.collector import settle_in
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.cli.supervisor import running_workers
 from gateway.settings import Settings
@@ -70,7 +70,7 @@ async def _serve(options: Options, settings: Settings) -> None:
             )
             url, operations_url, drain = gateway.url, gateway.operations_url, gateway.drain
             keys = gateway.keys
-            _settle_in()
+        settle_in()
         key = await _demo_key(settings, keys) if sandbox_url else None
         print(_greeting(settings, url, operations_url, key), flush=True)
         await stop.wait()
@@ -86,7 +86,7 @@ async def _work(settings: Settings, *, sandbox_url: str | None) -> None:
     async with running_gateway(
         settings, environment=os.environ, sandbox_url=sandbox_url, shared_ports=True
     ) as gateway:
-        _settle_in()
+        settle_in()
         print(f"Worker  {gateway.url}", flush=True)
         await stop.wait()
         await gateway.drain()
@@ -116,12 +116,6 @@ def _read_to_the_end(stop: asyncio.Event) -> None:
     if not os.read(sys.stdin.fileno(), 4096):
         asyncio.get_running_loop().remove_reader(sys.stdin)
         stop.set()
-
-
-def _settle_in() -> None:
-    # What was built so far stays: the collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
 
 
 def _greeting(settings: Settings, url: str, operations_url: str, key: str | None) -> str:
