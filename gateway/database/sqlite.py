@@ -24,6 +24,9 @@ Work = Callable[[sqlite3.Connection], T]
 
 _BUSY_TIMEOUT_SECONDS = 10.0
 _MOST_IN_ONE_COMMIT = 512
+_SECONDS_BETWEEN_CHECKPOINTS = 0.25
+_LOG_PAGES = 4000
+"""So long the log grows (16 MiB) before a commit waits for a checkpoint: more than is written between two of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,17 @@ class SqliteDatabase:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="database-reader")
-        self._writer = _connect(path)
+        self._writer = _connect_writer(path)
         self._reader = _connect(path)
         self._reader.execute("PRAGMA query_only = ON")
-        self._thread = threading.Thread(target=self._write_until_closed, name="database-writer", daemon=True)
-        self._thread.start()
+        self._checkpoints = _connect(path)
+        self._written, self._closing = threading.Event(), threading.Event()
+        self._threads = [
+            threading.Thread(target=self._write_until_closed, name="database-writer", daemon=True),
+            threading.Thread(target=self._checkpoint_until_closed, name="database-checkpoints", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
         self._closed = False
 
     def migrate(self, room: str, scripts: Sequence[str]) -> None:
@@ -144,9 +153,13 @@ class SqliteDatabase:
             return
         self._closed = True
         self._jobs.put(None)
-        self._thread.join()
+        self._closing.set()
+        self._written.set()
+        for thread in self._threads:
+            thread.join()
         self._readers.shutdown()
         self._reader.close()
+        self._checkpoints.close()
         self._writer.close()
 
     def _read(self, work: Work[T]) -> T:
@@ -169,6 +182,13 @@ class SqliteDatabase:
             if closing:
                 return
 
+    def _checkpoint_until_closed(self) -> None:
+        """Bring what is in the log into the file beside the writing: who commits would wait for it, and it takes long."""
+        while self._written.wait() and not self._closing.wait(_SECONDS_BETWEEN_CHECKPOINTS):
+            self._written.clear()
+            with suppress(sqlite3.Error):  # What stays in the log is as good, and the next one tries again.
+                self._checkpoints.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
     def _commit(self, batch: Sequence[_Job]) -> None:
         """Do all of `batch` in one transaction, and tell each caller only after the commit."""
         outcomes: list[tuple[_Job, object, BaseException | None]] = []
@@ -177,6 +197,7 @@ class SqliteDatabase:
             for job in batch:
                 outcomes.append((job, *self._attempt(job.work)))  # noqa: PERF401 -- an error leaves the list
             self._writer.execute("COMMIT")
+            self._written.set()
         except sqlite3.Error as error:
             self._give_up_transaction()
             outcomes = [(job, None, _unavailable(error)) for job in batch]
@@ -199,7 +220,7 @@ class SqliteDatabase:
             # the next batch, which fails alike until there is one.
             self._writer.close()
             with suppress(sqlite3.Error):
-                self._writer = _connect(self.path)
+                self._writer = _connect_writer(self.path)
 
     def _attempt(self, work: Work[Any]) -> tuple[object, BaseException | None]:
         self._writer.execute("SAVEPOINT attempt")
@@ -214,6 +235,12 @@ class SqliteDatabase:
             return None, _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
         self._writer.execute("RELEASE attempt")
         return value, None
+
+
+def _connect_writer(path: Path) -> sqlite3.Connection:
+    connection = _connect(path)
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+    return connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:

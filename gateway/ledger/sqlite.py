@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
-import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gateway.database.json_text import to_text
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.errors import BudgetExceeded
@@ -85,12 +86,120 @@ _SCHEMA = (
         PRIMARY KEY (tenant, day, model)
     ) WITHOUT ROWID;
     """,
+    # What was asked for is apart from what changes: a change writes its row anew, and an image may be in the parameters.
+    # What is left of a budget is read from one row a day, however much was ever bought and however much is open.
+    """
+    CREATE TABLE purchase_parameters (serial INTEGER PRIMARY KEY, parameters TEXT NOT NULL);
+    INSERT INTO purchase_parameters SELECT serial, parameters FROM purchases;
+    CREATE TABLE purchases_anew (
+        serial        INTEGER PRIMARY KEY AUTOINCREMENT,
+        id            TEXT    NOT NULL UNIQUE,
+        fingerprint   TEXT    NOT NULL,
+        tenant        TEXT    NOT NULL,
+        key_id        TEXT    NOT NULL,
+        model         TEXT    NOT NULL,
+        seed          INTEGER,
+        fresh         INTEGER NOT NULL,
+        state         TEXT    NOT NULL
+                      CHECK (state IN
+                          ('queued', 'sending', 'running', 'unknown', 'settled', 'released', 'lost')),
+        held_micros   INTEGER NOT NULL CHECK (held_micros >= 0),
+        day           INTEGER NOT NULL,
+        owner         TEXT    NOT NULL,
+        lease_until   REAL    NOT NULL,
+        fence         INTEGER NOT NULL,
+        ticket        TEXT,
+        reserved_at   REAL    NOT NULL,
+        sent_at       REAL,
+        bought_at     REAL,
+        ended_at      REAL,
+        cost_micros   INTEGER CHECK (cost_micros >= 0),
+        cost_reported INTEGER,
+        generation    TEXT,
+        reason        TEXT,
+        CHECK (state NOT IN ('running', 'settled') OR ticket IS NOT NULL),
+        CHECK ((state IN ('settled', 'lost')) = (cost_micros IS NOT NULL)),
+        CHECK ((state = 'settled') = (generation IS NOT NULL)),
+        CHECK ((state IN ('settled', 'released', 'lost')) = (ended_at IS NOT NULL))
+    );
+    INSERT INTO purchases_anew
+        SELECT serial, id, fingerprint, tenant, key_id, model, seed, fresh, state, held_micros, day, owner,
+            lease_until, fence, ticket, reserved_at, sent_at, bought_at, ended_at, cost_micros, cost_reported,
+            generation, reason
+        FROM purchases;
+    DROP TABLE purchases;
+    ALTER TABLE purchases_anew RENAME TO purchases;
+    CREATE UNIQUE INDEX one_open_purchase_a_fingerprint ON purchases (fingerprint)
+        WHERE state IN ('queued', 'sending', 'running', 'unknown');
+    CREATE INDEX owned_purchases ON purchases (owner)
+        WHERE state IN ('queued', 'sending', 'running', 'unknown');
+    CREATE INDEX unknown_purchases ON purchases (held_micros) WHERE state = 'unknown';
+    CREATE INDEX lost_purchases ON purchases (cost_micros) WHERE state = 'lost';
+    CREATE INDEX tickets ON purchases (ticket) WHERE ticket IS NOT NULL;
+    CREATE INDEX newest_purchases ON purchases (fingerprint, serial) WHERE state != 'released';
+
+    DROP TABLE spending;
+    CREATE TABLE spending (
+        tenant       TEXT    NOT NULL,
+        model        TEXT    NOT NULL,
+        spent_micros INTEGER NOT NULL CHECK (spent_micros >= 0),
+        purchases    INTEGER NOT NULL,
+        PRIMARY KEY (tenant, model)
+    ) WITHOUT ROWID;
+    INSERT INTO spending
+        SELECT tenant, model, SUM(cost_micros), COUNT(*) FROM purchases
+        WHERE cost_micros IS NOT NULL GROUP BY tenant, model;
+    CREATE TABLE balances (
+        tenant       TEXT    NOT NULL,
+        day          INTEGER NOT NULL,
+        spent_micros INTEGER NOT NULL CHECK (spent_micros >= 0),
+        held_micros  INTEGER NOT NULL CHECK (held_micros >= 0),
+        PRIMARY KEY (tenant, day)
+    ) WITHOUT ROWID;
+    INSERT INTO balances
+        SELECT tenant, day, SUM(COALESCE(cost_micros, 0)), SUM(held_micros * (ended_at IS NULL)) FROM purchases
+        GROUP BY tenant, day;
+    INSERT INTO balances SELECT tenant, -1, SUM(spent_micros), SUM(held_micros) FROM balances GROUP BY tenant;
+
+    CREATE TRIGGER purchase_reserved AFTER INSERT ON purchases WHEN NEW.ended_at IS NULL BEGIN
+        INSERT INTO balances
+            VALUES (NEW.tenant, NEW.day, 0, NEW.held_micros), (NEW.tenant, -1, 0, NEW.held_micros)
+            ON CONFLICT (tenant, day) DO UPDATE SET held_micros = held_micros + excluded.held_micros;
+    END;
+    CREATE TRIGGER purchase_ended AFTER UPDATE ON purchases
+    WHEN OLD.ended_at IS NULL AND NEW.ended_at IS NOT NULL BEGIN
+        UPDATE balances
+            SET held_micros = held_micros - NEW.held_micros,
+                spent_micros = spent_micros + COALESCE(NEW.cost_micros, 0)
+            WHERE tenant = NEW.tenant AND day IN (NEW.day, -1);
+        INSERT INTO spending SELECT NEW.tenant, NEW.model, NEW.cost_micros, 1 WHERE NEW.cost_micros IS NOT NULL
+            ON CONFLICT (tenant, model) DO UPDATE SET
+                spent_micros = spent_micros + excluded.spent_micros, purchases = purchases + 1;
+    END;
+    """,
 )
 
 _ALL = -1
 """SQLite's word for no limit."""
 
+_ALL_DAYS = -1
+"""The day of a balance over everything ever bought."""
+
+_LAST_DAY = 1 << 60
+
 _OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
+"""As the partial indexes have it: SQLite knows a condition again by its words."""
+
+_KEPT_APART = frozenset(State) - {State.SETTLED, State.RELEASED}
+"""The states that have an index: few purchases are in them, however many there are."""
+
+_LOST = "state = 'lost', ended_at = ?, cost_micros = COALESCE(?, held_micros), cost_reported = ?, reason = ?"
+
+_PURCHASE = (
+    "id, tenant, key_id, model, fingerprint, held_micros, seed, fresh, state, reserved_at, ticket, sent_at, ended_at, "
+    "cost_micros, generation, reason, "
+    "(SELECT parameters FROM purchase_parameters AS asked WHERE asked.serial = purchases.serial)"
+)
 
 _STATES: Mapping[type[Claim], State] = {Held: State.QUEUED, Sent: State.SENDING, Bought: State.RUNNING}
 """Where a purchase is while the claim is good: with an outgrown one, money could be given back for what is bought."""
@@ -147,31 +256,29 @@ class SqliteLedger:
         newest = _newest(connection, request.fingerprint)
         if newest is not None and (newest.id != newest_known or newest.state.is_open):
             return newest
-        for budget in caller.tenant.budgets:
-            balance = _balance(connection, now, caller.tenant.name, budget)
+        tenant = caller.tenant.name
+        for balance in _balances(connection, now, tenant, caller.tenant.budgets):
             if request.price > balance.remaining:
                 raise BudgetExceeded(
-                    tenant=caller.tenant.name,
-                    window=budget.per,
-                    limit=budget.limit,
+                    tenant=tenant,
+                    window=balance.budget.per,
+                    limit=balance.budget.limit,
                     spent=balance.spent,
                     reserved=balance.reserved,
                     price=request.price,
-                    resets_at=budget.per.resets_at(now),
+                    resets_at=balance.budget.per.resets_at(now),
                 )
-        self._changes_what_is_left_to(caller.tenant.name)
-        purchase = PurchaseId(uuid.uuid4().hex)
-        connection.execute(
-            "INSERT INTO purchases (id, fingerprint, tenant, key_id, model, parameters, seed, fresh, state, "
-            "held_micros, day, owner, lease_until, fence, reserved_at, sent_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
+        purchase = _new_id(now)
+        inserted = connection.execute(
+            "INSERT INTO purchases (id, fingerprint, tenant, key_id, model, seed, fresh, state, held_micros, day, "
+            "owner, lease_until, fence, reserved_at, sent_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
             (
                 purchase,
                 request.fingerprint,
-                caller.tenant.name,
+                tenant,
                 caller.key_id,
                 request.model,
-                json.dumps(request.parameters, ensure_ascii=False),
                 request.seed,
                 request.fresh,
                 (State.SENDING if sending else State.QUEUED).value,
@@ -183,6 +290,11 @@ class SqliteLedger:
                 now if sending else None,
             ),
         )
+        connection.execute(
+            "INSERT INTO purchase_parameters VALUES (?, ?)",
+            (inserted.lastrowid, to_text(dict(request.parameters))),
+        )
+        self._changes_what_is_left_to(tenant)
         return Sent(purchase, 1) if sending else Held(purchase, 1)
 
     async def send(self, held: Held) -> Sent:
@@ -225,66 +337,61 @@ class SqliteLedger:
         seed: int | None,
         seconds: float | None,
     ) -> Generation:
-        purchase = _purchase(connection, bought.purchase)
-        if purchase.generation is not None:
-            return purchase.generation
+        tenant, model, fingerprint, held_micros, asked_seed, kept = connection.execute(
+            "SELECT tenant, model, fingerprint, held_micros, seed, generation FROM purchases WHERE id = ?",
+            (bought.purchase,),
+        ).fetchone()
+        if kept is not None:
+            return Generation.from_json(json.loads(kept))
         generation = Generation(
-            fingerprint=purchase.request.fingerprint,
-            model=purchase.request.model,
+            fingerprint=fingerprint,
+            model=model,
             blobs=blobs,
-            cost=purchase.request.price if cost is None else cost,
-            purchase=purchase.id,
+            cost=Money(held_micros) if cost is None else cost,
+            purchase=bought.purchase,
             ticket=bought.ticket,
             made_at=now,
             seconds=seconds,
-            seed=purchase.request.seed if seed is None else seed,
+            seed=asked_seed if seed is None else seed,
         )
         self._advance(
             connection,
             bought,
             "state = 'settled', ended_at = ?, cost_micros = ?, cost_reported = ?, generation = ?",
-            (now, generation.cost.micros, cost is not None, json.dumps(generation.to_json())),
+            (now, generation.cost.micros, cost is not None, to_text(generation.to_json())),
         )
-        _spend(connection, bought.purchase)
-        self._changes_what_is_left_to(purchase.tenant)
+        self._changes_what_is_left_to(tenant)
         return generation
 
     async def release(self, claim: Held | Sent | Bought, reason: str) -> None:
         now = self._clock()
 
         def work(connection: sqlite3.Connection) -> None:
-            purchase = _purchase(connection, claim.purchase)
-            if purchase.state is not State.RELEASED:
+            tenant, state = _tenant_and_state(connection, claim.purchase)
+            if state is not State.RELEASED:
                 self._advance(
                     connection, claim, "state = 'released', ended_at = ?, reason = ?", (now, reason)
                 )
-                self._changes_what_is_left_to(purchase.tenant)
+                self._changes_what_is_left_to(tenant)
 
         await self._database.write(work)
 
     async def mark_unknown(self, claim: Sent | Bought, reason: str) -> None:
         def work(connection: sqlite3.Connection) -> None:
-            if _purchase(connection, claim.purchase).state is not State.UNKNOWN:
+            _, state = _tenant_and_state(connection, claim.purchase)
+            if state is not State.UNKNOWN:
                 self._advance(connection, claim, "state = 'unknown', reason = ?", (reason,))
 
         await self._database.write(work)
 
     async def write_off(self, bought: Bought, *, cost: Money | None, reason: str) -> None:
-        now = self._clock()
+        values = (self._clock(), None if cost is None else cost.micros, cost is not None, reason)
 
         def work(connection: sqlite3.Connection) -> None:
-            purchase = _purchase(connection, bought.purchase)
-            if purchase.state is State.LOST:
-                return
-            spent = purchase.request.price if cost is None else cost
-            self._advance(
-                connection,
-                bought,
-                "state = 'lost', ended_at = ?, cost_micros = ?, cost_reported = ?, reason = ?",
-                (now, spent.micros, cost is not None, reason),
-            )
-            _spend(connection, bought.purchase)
-            self._changes_what_is_left_to(purchase.tenant)
+            tenant, state = _tenant_and_state(connection, bought.purchase)
+            if state is not State.LOST:
+                self._advance(connection, bought, _LOST, values)
+                self._changes_what_is_left_to(tenant)
 
         await self._database.write(work)
 
@@ -313,15 +420,16 @@ class SqliteLedger:
         def work(connection: sqlite3.Connection) -> Sequence[Purchase]:
             owners = connection.execute(f"SELECT DISTINCT owner FROM purchases WHERE {_OPEN}").fetchall()
             dead = [owner for (owner,) in owners if owner == self._owner or not self._is_alive(owner)]
-            # Thousands may be open and tended to: only what is neither is read whole.
+            # Thousands may be open and tended to: only what is neither is read whole. Sorted here, since SQLite would
+            # rather walk through everything ever bought than sort what is open.
             found = connection.execute(
-                f"SELECT id, fingerprint FROM purchases WHERE {_OPEN} AND state != 'unknown' "
-                f"AND (lease_until <= ? OR owner IN ({', '.join('?' * len(dead))})) ORDER BY serial",
+                f"SELECT serial, id, fingerprint FROM purchases WHERE {_OPEN} AND state != 'unknown' "
+                f"AND (lease_until <= ? OR owner IN ({_marks(dead)}))",
                 (now, *dead),
             ).fetchall()
             return [
                 _purchase(connection, identity)
-                for identity, fingerprint in found
+                for _, identity, fingerprint in sorted(found)
                 if fingerprint not in tended
             ]
 
@@ -334,29 +442,29 @@ class SqliteLedger:
     def _adopt(
         self, connection: sqlite3.Connection, now: float, purchase: PurchaseId
     ) -> Held | Sent | Bought | None:
-        rows = _rows(
-            connection, f"SELECT * FROM purchases WHERE id = ? AND {_OPEN} AND state != 'unknown'", purchase
-        )
-        if not rows:
+        found = connection.execute(
+            f"SELECT owner, lease_until, fence, state, ticket FROM purchases WHERE id = ? AND {_OPEN} "
+            "AND state != 'unknown'",
+            (purchase,),
+        ).fetchone()
+        if found is None:
             return None
-        row = rows[0]
-        in_anothers_good_hands = (
-            row["owner"] != self._owner and row["lease_until"] > now and self._is_alive(row["owner"])
-        )
+        owner, lease_until, fence, state, ticket = found
+        in_anothers_good_hands = owner != self._owner and lease_until > now and self._is_alive(owner)
         if in_anothers_good_hands:
             return None
-        fence = row["fence"] + 1
+        fence += 1
         connection.execute(
             "UPDATE purchases SET owner = ?, lease_until = ?, fence = ? WHERE id = ?",
             (self._owner, now + self._lease_seconds, fence, purchase),
         )
-        match State(row["state"]):
+        match State(state):
             case State.QUEUED:
                 return Held(purchase, fence)
             case State.SENDING:
                 return Sent(purchase, fence)
             case _:
-                return Bought(purchase, fence, Ticket(row["ticket"]))
+                return Bought(purchase, fence, Ticket(ticket))
 
     async def renew(self) -> None:
         until = self._clock() + self._lease_seconds
@@ -375,7 +483,7 @@ class SqliteLedger:
 
     async def known_tickets(self, tickets: Collection[Ticket]) -> AbstractSet[Ticket]:
         asked = list(tickets)
-        query = f"SELECT DISTINCT ticket FROM purchases WHERE ticket IN ({', '.join('?' * len(asked))})"
+        query = f"SELECT DISTINCT ticket FROM purchases WHERE ticket IN ({_marks(asked)})"
         return await self._database.read(
             lambda connection: {Ticket(ticket) for (ticket,) in connection.execute(query, asked)}
         )
@@ -395,12 +503,8 @@ class SqliteLedger:
         )
 
     async def resolve_lost(self, purchase: PurchaseId, cost: Money | None, reason: str) -> bool:
-        return await self._resolve(
-            purchase,
-            "state = 'lost', ended_at = ?, cost_micros = COALESCE(?, held_micros), cost_reported = ?, reason = ?",
-            (self._clock(), None if cost is None else cost.micros, cost is not None, reason),
-            spends=True,
-        )
+        values = (self._clock(), None if cost is None else cost.micros, cost is not None, reason)
+        return await self._resolve(purchase, _LOST, values)
 
     async def _resolve(
         self,
@@ -408,7 +512,6 @@ class SqliteLedger:
         changes: str,
         values: Sequence[object],
         *,
-        spends: bool = False,
         unless: tuple[str, Sequence[object]] = ("FALSE", ()),
     ) -> bool:
         obstacle, its_values = unless
@@ -420,9 +523,8 @@ class SqliteLedger:
             )
             if changed.rowcount == 0:
                 return False
-            if spends:
-                _spend(connection, purchase)
-            self._changes_what_is_left_to(_purchase(connection, purchase).tenant)
+            tenant, _ = _tenant_and_state(connection, purchase)
+            self._changes_what_is_left_to(tenant)
             return True
 
         return await self._database.write(work)
@@ -431,15 +533,24 @@ class SqliteLedger:
 
     async def balances(self, tenant: str, budgets: Sequence[Budget]) -> Sequence[Balance]:
         now = self._clock()
-        return await self._database.read(
-            lambda connection: [_balance(connection, now, tenant, budget) for budget in budgets]
-        )
+        return await self._database.read(lambda connection: _balances(connection, now, tenant, budgets))
 
     async def spent(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
-        return await self._sums("spent_micros", "spending", "TRUE", tenant)
+        query = "SELECT tenant, model, spent_micros FROM spending WHERE {}"
+        return await self._by_tenant_and_model(query, tenant)
 
     async def reserved(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
-        return await self._sums("held_micros", "purchases", _OPEN, tenant)
+        query = f"SELECT tenant, model, SUM(held_micros) FROM purchases WHERE {_OPEN} AND {{}} GROUP BY tenant, model"
+        return await self._by_tenant_and_model(query, tenant)
+
+    async def _by_tenant_and_model(self, query: str, tenant: str | None) -> Mapping[tuple[str, str], Money]:
+        condition, values = ("TRUE", ()) if tenant is None else ("tenant = ?", (tenant,))
+        return await self._database.read(
+            lambda connection: {
+                (its, model): Money(micros)
+                for its, model, micros in connection.execute(query.format(condition), values)
+            }
+        )
 
     async def unknown(self) -> Money:
         def work(connection: sqlite3.Connection) -> Money:
@@ -464,21 +575,16 @@ class SqliteLedger:
     async def purchases(
         self, *, states: Collection[State] = (), tenant: str | None = None, limit: int = 100
     ) -> Sequence[Purchase]:
-        wanted = [state.value for state in states or State]
-        query = (
-            f"SELECT * FROM purchases WHERE state IN ({', '.join('?' * len(wanted))}) "
-            "AND (? IS NULL OR tenant = ?) ORDER BY serial DESC LIMIT ?"
-        )
+        condition = _in_any_of(states) + ("" if tenant is None else " AND tenant = ?")
+        values = (limit,) if tenant is None else (tenant, limit)
         return await self._database.read(
-            lambda connection: [
-                _from_row(row) for row in _rows(connection, query, *wanted, tenant, tenant, limit)
-            ]
+            lambda connection: _select(connection, f"{condition} ORDER BY serial DESC LIMIT ?", *values)
         )
 
     async def purchase(self, purchase: PurchaseId) -> Purchase | None:
         def work(connection: sqlite3.Connection) -> Purchase | None:
-            rows = _rows(connection, "SELECT * FROM purchases WHERE id = ?", purchase)
-            return _from_row(rows[0]) if rows else None
+            found = _select(connection, "id = ?", purchase)
+            return found[0] if found else None
 
         return await self._database.read(work)
 
@@ -490,67 +596,52 @@ class SqliteLedger:
     async def backup(self, destination: Path) -> None:
         await self._database.backup(destination)
 
-    async def _sums(
-        self, column: str, table: str, condition: str, tenant: str | None
-    ) -> Mapping[tuple[str, str], Money]:
-        query = (
-            f"SELECT tenant, model, SUM({column}) FROM {table} "
-            f"WHERE {condition} AND (? IS NULL OR tenant = ?) GROUP BY tenant, model"
-        )
-        return await self._database.read(
-            lambda connection: {
-                (tenant, model): Money(micros)
-                for tenant, model, micros in connection.execute(query, (tenant, tenant))
-            }
-        )
-
-
-def _spend(connection: sqlite3.Connection, purchase: PurchaseId) -> None:
-    # Money counts in the window in which it was reserved, whenever the upstream gets round to it.
-    connection.execute(
-        "INSERT INTO spending SELECT tenant, day, model, cost_micros, 1 FROM purchases WHERE id = ? "
-        "ON CONFLICT (tenant, day, model) DO UPDATE SET "
-        "spent_micros = spent_micros + excluded.spent_micros, purchases = purchases + 1",
-        (purchase,),
-    )
-
 
 def _discrepancies(connection: sqlite3.Connection) -> Sequence[Discrepancy]:
     found = []
     (integrity,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if integrity != "ok":
         found.append(Discrepancy("the database file", integrity))
-    derived = """
-        SELECT tenant, day, model, SUM(cost_micros) AS spent, COUNT(*) AS bought FROM purchases
-        WHERE state IN ('settled', 'lost') GROUP BY tenant, day, model
-    """
-    # Both ways round: a sum without its purchases is as wrong as purchases without their sum.
-    for query in (
-        f"""
-        SELECT d.tenant, d.day, d.model, s.spent_micros, d.spent, s.purchases, d.bought FROM ({derived}) AS d
-        LEFT JOIN spending AS s ON (s.tenant, s.day, s.model) = (d.tenant, d.day, d.model)
-        WHERE s.spent_micros IS NOT d.spent OR s.purchases IS NOT d.bought
-        """,
-        f"""
-        SELECT s.tenant, s.day, s.model, s.spent_micros, NULL, s.purchases, 0 FROM spending AS s
-        LEFT JOIN ({derived}) AS d ON (s.tenant, s.day, s.model) = (d.tenant, d.day, d.model)
-        WHERE d.tenant IS NULL
-        """,
+    for tenant, model, booked, owed in _unequal(
+        connection,
+        "SELECT tenant, model, spent_micros, purchases FROM spending",
+        "SELECT tenant, model, SUM(cost_micros), COUNT(*) FROM purchases WHERE state IN ('settled', 'lost') "
+        "GROUP BY tenant, model",
     ):
-        for tenant, day, model, booked, owed, booked_count, count in connection.execute(query):
-            date = datetime.fromtimestamp(day * _SECONDS_PER_DAY, UTC).date()
-            found.append(
-                Discrepancy(
-                    f"spending of {tenant} for {model} on {date}",
-                    f"booked are {booked} micro-dollars for {booked_count} purchases, and the purchases come to "
-                    f"{owed} for {count}",
-                )
+        found.append(
+            Discrepancy(
+                f"spending of {tenant} for {model}",
+                f"booked are {booked[0]} micro-dollars for {booked[1]} purchases, and the purchases come to "
+                f"{owed[0]} for {owed[1]}",
             )
-    for identity, fingerprint, kept in connection.execute(
-        "SELECT id, fingerprint, generation FROM purchases WHERE state = 'settled'"
+        )
+    sums = f"SUM(COALESCE(cost_micros, 0)), SUM(CASE WHEN {_OPEN} THEN held_micros ELSE 0 END)"
+    for tenant, day, booked, owed in _unequal(
+        connection,
+        "SELECT tenant, day, spent_micros, held_micros FROM balances",
+        f"SELECT tenant, day, {sums} FROM purchases GROUP BY tenant, day "
+        f"UNION ALL SELECT tenant, {_ALL_DAYS}, {sums} FROM purchases GROUP BY tenant",
     ):
-        if json.loads(kept).get("fingerprint") != fingerprint:
+        when = "in all" if day == _ALL_DAYS else datetime.fromtimestamp(day * _SECONDS_PER_DAY, UTC).date()
+        found.append(
+            Discrepancy(
+                f"balance of {tenant}, {when}",
+                f"booked are {booked[0]} micro-dollars spent and {booked[1]} held, and the purchases come to "
+                f"{owed[0]} and {owed[1]}",
+            )
+        )
+    for identity, fingerprint, cost_micros, kept in connection.execute(
+        "SELECT id, fingerprint, cost_micros, generation FROM purchases WHERE state = 'settled'"
+    ):
+        generation = json.loads(kept)
+        if generation.get("fingerprint") != fingerprint:
             found.append(Discrepancy(f"purchase {identity}", "its generation is another request's"))
+        if generation.get("cost_micros") != cost_micros:
+            found.append(Discrepancy(f"purchase {identity}", "its generation cost something else"))
+    for (identity,) in connection.execute(
+        "SELECT id FROM purchases WHERE serial NOT IN (SELECT serial FROM purchase_parameters)"
+    ):
+        found.append(Discrepancy(f"purchase {identity}", "what was asked for is not there"))
     for ticket, count in connection.execute(
         "SELECT ticket, COUNT(*) FROM purchases WHERE ticket IS NOT NULL GROUP BY ticket HAVING COUNT(*) > 1"
     ):
@@ -558,61 +649,121 @@ def _discrepancies(connection: sqlite3.Connection) -> Sequence[Discrepancy]:
     return found
 
 
-def _balance(connection: sqlite3.Connection, now: float, tenant: str, budget: Budget) -> Balance:
-    first_day = _first_day(budget.per.start(now))
-    (spent,) = connection.execute(
-        "SELECT COALESCE(SUM(spent_micros), 0) FROM spending WHERE tenant = ? AND day >= ?",
-        (tenant, first_day),
-    ).fetchone()
-    (reserved,) = connection.execute(
-        f"SELECT COALESCE(SUM(held_micros), 0) FROM purchases WHERE tenant = ? AND day >= ? AND {_OPEN}",
-        (tenant, first_day),
-    ).fetchone()
-    return Balance(budget, Money(spent), Money(reserved))
+def _unequal(
+    connection: sqlite3.Connection, booked: str, owed: str
+) -> Iterator[tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]]:
+    """Where two tables of two names and two numbers differ, or where either has a row that the other has not."""
+    ours, theirs = (
+        {(first, second): (number, other) for first, second, number, other in connection.execute(query)}
+        for query in (booked, owed)
+    )
+    nothing = (None, 0)
+    for place in sorted({*ours, *theirs}):
+        if ours.get(place) != theirs.get(place):
+            yield *place, ours.get(place, nothing), theirs.get(place, nothing)
 
 
-def _first_day(start: datetime | None) -> int:
-    return int(start.timestamp() // _SECONDS_PER_DAY) if start else 0
+def _balances(
+    connection: sqlite3.Connection, now: float, tenant: str, budgets: Sequence[Budget]
+) -> Sequence[Balance]:
+    balances = []
+    for budget in budgets:
+        start = budget.per.start(now)
+        first, last = (
+            (int(start.timestamp() // _SECONDS_PER_DAY), _LAST_DAY) if start else (_ALL_DAYS, _ALL_DAYS)
+        )
+        spent, reserved = connection.execute(
+            "SELECT COALESCE(SUM(spent_micros), 0), COALESCE(SUM(held_micros), 0) FROM balances "
+            "WHERE tenant = ? AND day BETWEEN ? AND ?",
+            (tenant, first, last),
+        ).fetchone()
+        balances.append(Balance(budget, Money(spent), Money(reserved)))
+    return balances
 
 
 def _newest(connection: sqlite3.Connection, fingerprint: Fingerprint) -> Purchase | None:
-    rows = _rows(
-        connection,
-        "SELECT * FROM purchases WHERE fingerprint = ? AND state != 'released' ORDER BY serial DESC LIMIT 1",
-        fingerprint,
+    found = _select(
+        connection, "fingerprint = ? AND state != 'released' ORDER BY serial DESC LIMIT 1", fingerprint
     )
-    return _from_row(rows[0]) if rows else None
+    return found[0] if found else None
 
 
 def _purchase(connection: sqlite3.Connection, purchase: PurchaseId) -> Purchase:
-    return _from_row(_rows(connection, "SELECT * FROM purchases WHERE id = ?", purchase)[0])
+    return _select(connection, "id = ?", purchase)[0]
 
 
-def _rows(connection: sqlite3.Connection, query: str, *values: object) -> list[dict[str, Any]]:
-    cursor = connection.execute(query, values)
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+def _tenant_and_state(connection: sqlite3.Connection, purchase: PurchaseId) -> tuple[str, State]:
+    tenant, state = connection.execute(
+        "SELECT tenant, state FROM purchases WHERE id = ?", (purchase,)
+    ).fetchone()
+    return tenant, State(state)
 
 
-def _from_row(row: Mapping[str, Any]) -> Purchase:
+def _new_id(now: float) -> PurchaseId:
+    # Ids that grow with time lie side by side in their index: a million of them cost no more than the first.
+    return PurchaseId(f"{int(now * 1000):012x}{secrets.token_hex(10)}")
+
+
+def _in_any_of(states: Collection[State]) -> str:
+    if not states:
+        return "TRUE"
+    if not _KEPT_APART.issuperset(states):
+        return f"state IN ({', '.join(repr(state.value) for state in states)})"
+    # Each in the index that has it: what is open or lost is found without a walk through what was settled.
+    each = (
+        f"SELECT serial FROM purchases WHERE state = '{state.value}'{f' AND {_OPEN}' if state.is_open else ''}"
+        for state in states
+    )
+    return f"serial IN ({' UNION ALL '.join(each)})"
+
+
+def _marks(values: Sequence[object]) -> str:
+    """So many question marks."""
+    return ", ".join("?" * len(values))
+
+
+def _select(connection: sqlite3.Connection, condition: str, *values: object) -> list[Purchase]:
+    query = f"SELECT {_PURCHASE} FROM purchases WHERE {condition}"
+    return [_from_row(*row) for row in connection.execute(query, values)]
+
+
+def _from_row(
+    identity: str,
+    tenant: str,
+    key_id: str,
+    model: str,
+    fingerprint: str,
+    held_micros: int,
+    seed: int | None,
+    fresh: int,
+    state: str,
+    reserved_at: float,
+    ticket: str | None,
+    sent_at: float | None,
+    ended_at: float | None,
+    cost_micros: int | None,
+    generation: str | None,
+    reason: str | None,
+    parameters: str,
+) -> Purchase:
     return Purchase(
-        id=PurchaseId(row["id"]),
-        tenant=row["tenant"],
-        key_id=row["key_id"],
+        id=PurchaseId(identity),
+        tenant=tenant,
+        key_id=key_id,
         request=GenerationRequest(
-            model=row["model"],
-            parameters=json.loads(row["parameters"]),
-            fingerprint=Fingerprint(row["fingerprint"]),
-            price=Money(row["held_micros"]),
-            seed=row["seed"],
-            fresh=bool(row["fresh"]),
+            model=model,
+            parameters=json.loads(parameters),
+            fingerprint=Fingerprint(fingerprint),
+            price=Money(held_micros),
+            seed=seed,
+            fresh=bool(fresh),
         ),
-        state=State(row["state"]),
-        reserved_at=row["reserved_at"],
-        ticket=Ticket(row["ticket"]) if row["ticket"] else None,
-        sent_at=row["sent_at"],
-        ended_at=row["ended_at"],
-        cost=None if row["cost_micros"] is None else Money(row["cost_micros"]),
-        generation=Generation.from_json(json.loads(row["generation"])) if row["generation"] else None,
-        reason=row["reason"],
+        state=State(state),
+        reserved_at=reserved_at,
+        ticket=Ticket(ticket) if ticket else None,
+        sent_at=sent_at,
+        ended_at=ended_at,
+        cost=None if cost_micros is None else Money(cost_micros),
+        generation=Generation.from_json(json.loads(generation)) if generation else None,
+        reason=reason,
     )

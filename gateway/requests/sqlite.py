@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from gateway.database.json_text import to_text
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest, Json
@@ -43,7 +44,37 @@ _SCHEMA = (
         PRIMARY KEY (tenant, model)
     ) WITHOUT ROWID;
     """,
+    # What was asked for is apart from what changes: a change writes its row anew, and an image may be in the request. Rows
+    # lie in the order in which they came: ids are random, and what is written at the same time would lie far apart.
+    # `outcome` ends the index of what is pending so that nothing but the index is read.
+    """
+    CREATE TABLE requested (serial INTEGER PRIMARY KEY, request TEXT NOT NULL);
+    CREATE TABLE requests_anew (
+        serial       INTEGER PRIMARY KEY,
+        id           TEXT NOT NULL UNIQUE,
+        tenant       TEXT NOT NULL,
+        key_id       TEXT NOT NULL,
+        submitted_at REAL NOT NULL,
+        purchase     TEXT,
+        owner        TEXT NOT NULL,
+        concluded_at REAL,
+        outcome      TEXT,
+        CHECK ((concluded_at IS NULL) = (outcome IS NULL))
+    );
+    INSERT INTO requests_anew (id, tenant, key_id, submitted_at, purchase, owner, concluded_at, outcome)
+        SELECT id, tenant, key_id, submitted_at, purchase, owner, concluded_at, outcome FROM requests
+        ORDER BY submitted_at;
+    INSERT INTO requested
+        SELECT anew.serial, requests.request FROM requests JOIN requests_anew AS anew USING (id) ORDER BY anew.serial;
+    DROP TABLE requests;
+    ALTER TABLE requests_anew RENAME TO requests;
+    CREATE INDEX pending_requests ON requests (owner, submitted_at, id, outcome) WHERE outcome IS NULL;
+    CREATE INDEX concluded_requests ON requests (submitted_at) WHERE outcome IS NOT NULL;
+    """,
 )
+
+_FORGOTTEN_AT_ONCE = 500
+"""So that forgetting keeps nobody waiting."""
 
 
 class SqliteRequestRecords:
@@ -64,18 +95,25 @@ class SqliteRequestRecords:
             record.id,
             record.tenant,
             record.key_id,
-            json.dumps(_request_to_json(record.request), ensure_ascii=False),
             record.submitted_at,
             record.purchase,
             self._owner,
             record.concluded_at,
             _outcome_to_text(record.outcome) if record.outcome else None,
         )
-        await self._database.write(
-            lambda connection: connection.execute(
-                "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+
+        def work(connection: sqlite3.Connection) -> None:
+            inserted = connection.execute(
+                "INSERT INTO requests (id, tenant, key_id, submitted_at, purchase, owner, concluded_at, outcome) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
             )
-        )
+            connection.execute(
+                "INSERT INTO requested VALUES (?, ?)",
+                (inserted.lastrowid, to_text(_request_to_json(record.request))),
+            )
+
+        await self._database.write(work)
 
     async def conclude(self, request: RequestId, outcome: Outcome) -> None:
         values = (self._clock(), _outcome_to_text(outcome), request)
@@ -113,16 +151,25 @@ class SqliteRequestRecords:
         return [record for records in found for record in records]
 
     async def forget_before(self, moment: float) -> int:
-        return await self._database.write(
-            lambda connection: (
-                connection.execute(
-                    "DELETE FROM requests WHERE outcome IS NOT NULL AND submitted_at < ?", (moment,)
-                ).rowcount
-            )
-        )
+        def work(connection: sqlite3.Connection) -> int:
+            old = connection.execute(
+                "SELECT serial FROM requests WHERE outcome IS NOT NULL AND submitted_at < ? LIMIT ?",
+                (moment, _FORGOTTEN_AT_ONCE),
+            ).fetchall()
+            connection.executemany("DELETE FROM requested WHERE serial = ?", old)
+            connection.executemany("DELETE FROM requests WHERE serial = ?", old)
+            return len(old)
+
+        forgotten = 0
+        while more := await self._database.write(work):
+            forgotten += more
+        return forgotten
 
     async def _select(self, condition: str, *values: object) -> Sequence[RequestRecord]:
-        query = f"SELECT id, tenant, key_id, request, submitted_at, purchase, concluded_at, outcome FROM requests WHERE {condition}"
+        query = (
+            "SELECT id, tenant, key_id, request, submitted_at, purchase, concluded_at, outcome "
+            f"FROM requests JOIN requested USING (serial) WHERE {condition}"
+        )
         return await self._database.read(
             lambda connection: [_record(*row) for row in connection.execute(query, values)]
         )
@@ -253,11 +300,11 @@ def _request_from_json(row: Mapping[str, Any]) -> GenerationRequest:
 def _outcome_to_text(outcome: Outcome) -> str:
     match outcome:
         case Failed():
-            return json.dumps(
+            return to_text(
                 {"code": outcome.code, "message": outcome.message, "details": dict(outcome.details)}
             )
         case Completed():
-            return json.dumps(
+            return to_text(
                 {
                     "generation": outcome.generation.to_json(),
                     "charged_micros": outcome.charged.micros,

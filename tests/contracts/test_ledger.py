@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +18,12 @@ from gateway.database.errors import DatabaseTooNew
 from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.errors import BudgetExceeded, StorageUnavailable
-from gateway.domain.identity import Ticket
+from gateway.domain.generation import Generation, Json
+from gateway.domain.identity import PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Window
 from gateway.ledger.contract import Bought, ClaimLost, Held, Purchase, Sent, State, remaining
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite import _SCHEMA, SqliteLedger
 from tests.contracts.ledger_books import BLOB, DAY_SECONDS, NOON, MovableClock, caller, request
 
 LEASE_SECONDS = 15.0
@@ -277,6 +280,22 @@ async def test_a_settled_purchase_keeps_everything_that_it_was(
     assert made is not None
     assert (made.cost, made.seed, made.seconds, made.blobs) == (Money(409_878), 7, 100.5, (BLOB,))
     assert made.made_at == NOON + 103
+
+
+async def test_whatever_can_be_asked_for_is_kept_as_it_was(ledger: SqliteLedger) -> None:
+    odd: dict[str, Json] = {
+        "big": 2**70,
+        "small": 1e-320,
+        "text": "\x00 ü 🜂",
+        "deep": [[{"": None}], -0.0, 1e22],
+        "image": "A" * 100_000,
+    }
+    await ledger.reserve(caller(), replace(request(), parameters=odd), newest_known=None)
+
+    newest = await ledger.newest(request().fingerprint)
+
+    assert newest is not None
+    assert newest.request.parameters == odd
 
 
 async def test_settling_spends_what_the_upstream_charged_and_frees_the_rest(ledger: SqliteLedger) -> None:
@@ -632,8 +651,14 @@ async def test_books_that_fit_are_found_in_order(ledger: SqliteLedger) -> None:
     [
         "UPDATE spending SET spent_micros = spent_micros + 1",
         "DELETE FROM spending",
+        "UPDATE balances SET spent_micros = spent_micros + 1 WHERE day >= 0",
+        "UPDATE balances SET held_micros = held_micros + 1 WHERE day < 0",
+        "DELETE FROM balances",
+        "INSERT INTO balances VALUES ('ghost', 1, 0, 5)",
+        "DELETE FROM purchase_parameters",
+        "UPDATE purchases SET generation = replace(generation, '416000', '415999')",
         "UPDATE purchases SET cost_micros = cost_micros - 1 WHERE state = 'settled'",
-        "INSERT INTO spending VALUES ('ghost', 1, 'm', 5, 1)",
+        "INSERT INTO spending VALUES ('ghost', 'm', 5, 1)",
         "UPDATE purchases SET ticket = 'twice'",
         "UPDATE purchases SET fingerprint = id WHERE state = 'settled'",
     ],
@@ -663,6 +688,70 @@ async def test_a_backup_is_the_whole_of_the_books_and_overwrites_nothing(
     assert await books.spent() == await ledger.spent()
     assert await books.verify() == []
     restored.close()
+
+
+async def test_books_that_an_older_gateway_kept_are_carried_on(tmp_path: Path, open_ledger: Open) -> None:
+    database = SqliteDatabase(tmp_path / "ledger.sqlite3")
+    database.migrate("ledger", _SCHEMA[:1])
+    yesterday, today = int(NOON // DAY_SECONDS) - 1, int(NOON // DAY_SECONDS)
+    generation = Generation(
+        request("settled").fingerprint,
+        "ltx-2-19b-t2v",
+        (BLOB,),
+        Money(400_000),
+        PurchaseId("1"),
+        Ticket("T1"),
+        NOON,
+    )
+    rows = [
+        # name, id, state, day, ticket, ended_at, cost, generation
+        ("settled", "1", "settled", yesterday, "T1", NOON, 400_000, json.dumps(generation.to_json())),
+        ("lost", "2", "lost", today, "T2", NOON, 416_000, None),
+        ("released", "3", "released", today, None, NOON, None, None),
+        ("running", "4", "running", today, "T4", None, None, None),
+        ("unknown", "5", "unknown", yesterday, None, None, None, None),
+    ]
+
+    def keep(connection: sqlite3.Connection) -> None:
+        for name, identity, state, day, ticket, ended_at, cost, kept in rows:
+            connection.execute(
+                "INSERT INTO purchases (id, fingerprint, tenant, key_id, model, parameters, seed, fresh, state, "
+                "held_micros, day, owner, lease_until, fence, ticket, reserved_at, ended_at, cost_micros, generation) "
+                "VALUES (?, ?, 'acme', 'key-1', 'ltx-2-19b-t2v', ?, 42, 0, ?, 416000, ?, 'one', ?, 1, ?, ?, ?, ?, ?)",
+                (
+                    identity, request(name).fingerprint, json.dumps(request(name).parameters), state, day, NOON + 15,
+                    ticket, NOON, ended_at, cost, kept,
+                ),
+            )  # fmt: skip
+        connection.execute(
+            "INSERT INTO spending SELECT tenant, day, model, SUM(cost_micros), COUNT(*) FROM purchases "
+            "WHERE cost_micros IS NOT NULL GROUP BY tenant, day, model"
+        )
+
+    await database.write(keep)
+    database.close()
+
+    ledger = open_ledger()
+
+    assert await ledger.verify() == []
+    assert await ledger.spent() == {("acme", "ltx-2-19b-t2v"): Money(816_000)}
+    assert await ledger.reserved() == {("acme", "ltx-2-19b-t2v"): Money(832_000)}
+    assert await ledger.unknown() == Money(416_000)
+    budgets = caller(("1", Window.DAY), ("2", Window.TOTAL)).tenant.budgets
+    day, ever = await ledger.balances("acme", budgets)
+    assert (day.spent, day.reserved) == (Money(416_000), Money(416_000))
+    assert (ever.spent, ever.reserved) == (Money(816_000), Money(832_000))
+    for name, identity, state, *_ in rows:
+        purchase = await ledger.purchase(PurchaseId(identity))
+        assert purchase is not None
+        assert (purchase.request, purchase.state.value) == (request(name), state)
+    landed = await ledger.newest(request("settled").fingerprint)
+    assert landed is not None
+    assert landed.generation == generation
+    await settled(ledger, Bought(PurchaseId("4"), 1, Ticket("T4")))
+    await ledger.resolve_not_bought(PurchaseId("5"), "absent")
+    assert isinstance(await held(ledger, "unknown"), Held)
+    assert await ledger.verify() == []
 
 
 async def test_books_of_a_newer_gateway_are_refused(ledger: SqliteLedger, tmp_path: Path) -> None:

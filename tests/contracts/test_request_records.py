@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +16,7 @@ from gateway.domain.generation import CacheStatus, Generation
 from gateway.domain.identity import PurchaseId, RequestId, Ticket
 from gateway.domain.money import Money
 from gateway.requests.contract import Completed, Failed, RequestRecord, Tally
-from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
+from gateway.requests.sqlite import _SCHEMA, SqliteRequestRecords, SqliteTallies
 from tests.contracts.ledger_books import BLOB, NOON, MovableClock, request
 
 Open = Callable[..., SqliteRequestRecords]
@@ -154,6 +155,62 @@ async def test_old_records_are_forgotten_once_they_are_concluded(records: Sqlite
     assert await records.find(RequestId("old"), "acme") is None
     assert await records.find(RequestId("old and pending"), "acme") is not None
     assert await records.find(RequestId("new"), "acme") is not None
+
+
+async def test_all_that_is_old_is_forgotten_however_much_it_is(
+    records: SqliteRequestRecords, database: SqliteDatabase
+) -> None:
+    old = [replace(record(f"old {number}"), outcome=FAILED, concluded_at=NOON) for number in range(1201)]
+    await asyncio.gather(*(records.open(each) for each in old))
+    await records.open(record("pending"))
+
+    assert await records.forget_before(NOON + 5) == 1201
+
+    left = await database.read(
+        lambda connection: [
+            connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
+            for table in ("requests", "requested")
+        ]
+    )
+    assert left == [(1,), (1,)]
+    assert await records.forget_before(NOON + 5) == 0
+
+
+async def test_records_that_an_older_gateway_wrote_are_found_as_they_were(
+    database: SqliteDatabase, open_records: Open
+) -> None:
+    database.migrate("requests", _SCHEMA[:1])
+    asked = json.dumps(
+        {
+            "model": "ltx-2-19b-t2v",
+            "parameters": dict(request("r1").parameters),
+            "fingerprint": request("r1").fingerprint,
+            "price_micros": 416_000,
+            "seed": 42,
+            "fresh": False,
+        }
+    )
+    failed = json.dumps({"code": FAILED.code, "message": FAILED.message, "details": dict(FAILED.details)})
+    rows = [
+        ("z", "acme", "key-1", asked, NOON, "purchase of r1", "one", None, None),
+        ("a", "acme", "key-1", asked, NOON + 1, None, "one", NOON + 2, failed),
+    ]
+    await database.write(
+        lambda connection: connection.executemany(
+            "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+        )
+    )
+
+    records = open_records()
+
+    old = replace(record("r1"), id=RequestId("z"))
+    assert await records.find(RequestId("z"), "acme") == old
+    assert await records.find(RequestId("a"), "acme") == replace(
+        old, id=RequestId("a"), submitted_at=NOON + 1, purchase=None, concluded_at=NOON + 2, outcome=FAILED
+    )
+    assert await records.adopt_pending(followed=set()) == [old]
+    await records.conclude(RequestId("z"), COMPLETED)
+    assert await records.forget_before(NOON + 10) == 2
 
 
 # --- Tallies

@@ -249,7 +249,7 @@ async def test_a_ledger_that_does_not_add_up_says_where_in_a_line_each(office: O
     await office.settle()
     with sqlite3.connect(office.directory / "ledger.sqlite3") as books:
         books.execute("UPDATE spending SET spent_micros = spent_micros + 1")
-        books.execute("INSERT INTO spending VALUES ('globex', 1, 'm', 5, 1)")
+        books.execute("INSERT INTO spending VALUES ('globex', 'm', 5, 1)")
     books.close()
 
     ended = await office.gateway("ledger", "verify")

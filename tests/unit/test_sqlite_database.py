@@ -137,6 +137,23 @@ async def test_a_closed_database_says_so(database: SqliteDatabase) -> None:
         await database.write(lambda _: None)
 
 
+async def test_what_is_in_the_log_is_brought_into_the_file_without_anybody_asking(
+    database: SqliteDatabase,
+) -> None:
+    await database.write(insert("a word that is nowhere else"))
+
+    async with asyncio.timeout(30):
+        while b"a word that is nowhere else" not in database.path.read_bytes():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_log_is_begun_anew_however_much_is_written(database: SqliteDatabase) -> None:
+    for number in range(20):
+        await database.write(insert(f"{number} ".ljust(4 << 20, "x")))
+
+    assert database.path.with_name("some.sqlite3-wal").stat().st_size < 40 << 20
+
+
 async def test_the_file_is_for_its_owner_alone(database: SqliteDatabase) -> None:
     await database.write(insert("x"))
 
