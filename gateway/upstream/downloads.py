@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 from yarl import URL
@@ -13,6 +14,7 @@ from yarl import URL
 from gateway.domain.errors import ResultGone, ResultUnavailable
 from gateway.domain.generation import Artifact
 from gateway.upstream.answers import Quote
+from gateway.upstream.calls import NotConnected
 from gateway.upstream.limits import Limits, growing
 from gateway.upstream.products import declared_media_type
 
@@ -25,6 +27,22 @@ NETWORK_FAULTS = (aiohttp.ClientError, OSError)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 3
 _SNIFFED_BYTES = 16
+
+
+class Response(Protocol):
+    """An answer whose body is still to come, whichever client has asked."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def content(self) -> aiohttp.StreamReader: ...
+
+    @property
+    def content_length(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +172,7 @@ class Downloads:
         )
 
 
-async def beginning(response: aiohttp.ClientResponse, limits: Limits) -> bytes:
+async def beginning(response: Response, limits: Limits) -> bytes:
     """A body's first bytes, enough to tell its kind; fewer only if it ends there."""
     read = b""
     async with asyncio.timeout(limits.download_read_seconds):
@@ -163,9 +181,7 @@ async def beginning(response: aiohttp.ClientResponse, limits: Limits) -> bytes:
     return read
 
 
-def artifact(
-    response: aiohttp.ClientResponse, first_bytes: bytes, *, limits: Limits, on_call: OnCall
-) -> Artifact:
+def artifact(response: Response, first_bytes: bytes, *, limits: Limits, on_call: OnCall) -> Artifact:
     """An open response as an artifact. Its chunks raise ResultUnavailable when the body breaks off."""
     packed = response.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}
     return Artifact(
@@ -177,7 +193,7 @@ def artifact(
 
 
 async def _chunks(
-    response: aiohttp.ClientResponse, first_bytes: bytes, limits: Limits, on_call: OnCall
+    response: Response, first_bytes: bytes, limits: Limits, on_call: OnCall
 ) -> AsyncIterator[bytes]:
     chunk, size_bytes = first_bytes, 0
     while chunk:
@@ -206,7 +222,7 @@ def _too_long(limits: Limits) -> ResultUnavailable:
 def word(fault: Exception) -> str:
     """A network fault in one word, for metrics and texts."""
     match fault:
-        case aiohttp.ClientConnectorError():
+        case aiohttp.ClientConnectorError() | NotConnected():
             return "refused"
         case TimeoutError():
             return "timeout"

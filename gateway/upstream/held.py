@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import aiohttp
-
 from gateway.domain.identity import Ticket
+from gateway.upstream.calls import OpenAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    response: aiohttp.ClientResponse
+    response: OpenAnswer
     expiry: asyncio.TimerHandle
 
 
@@ -23,12 +22,12 @@ class HeldAnswers:
         self._held_seconds = held_seconds
         self._by_ticket: dict[Ticket, _Held] = {}
 
-    def keep(self, ticket: Ticket, response: aiohttp.ClientResponse) -> None:
+    def keep(self, ticket: Ticket, response: OpenAnswer) -> None:
         self._drop(ticket)
         expiry = asyncio.get_running_loop().call_later(self._held_seconds, self._drop, ticket)
         self._by_ticket[ticket] = _Held(response, expiry)
 
-    def take(self, ticket: Ticket) -> aiohttp.ClientResponse | None:
+    def take(self, ticket: Ticket) -> OpenAnswer | None:
         """The ticket's answer, from now on the taker's to close; None if there is none, or not any more."""
         held = self._by_ticket.pop(ticket, None)
         if held is None:

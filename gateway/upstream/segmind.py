@@ -31,6 +31,7 @@ from gateway.domain.identity import Ticket
 from gateway.domain.money import Money
 from gateway.upstream import answers
 from gateway.upstream.answers import Answer, Silence, Standing
+from gateway.upstream.calls import Calls, OpenAnswer
 from gateway.upstream.contract import Delivery, PastCall, Progress
 from gateway.upstream.downloads import NETWORK_FAULTS, Downloads, OnCall, artifact, beginning, word
 from gateway.upstream.held import HeldAnswers
@@ -44,6 +45,7 @@ RESULT_HOSTS = frozenset({"images.segmind.com", "api.segmind.com"})
 """Where the upstream is known to put results."""
 
 _DEFAULT_LIMITS = Limits()
+_USER_AGENT = "generation-gateway"
 _OWN_TICKET = "v1-"
 """Begins a ticket of our own making, for a v1 answer that came without an id."""
 
@@ -113,10 +115,11 @@ class SegmindUpstream:
         if strange := set(protocols.values()) - {"v1", "v2"}:
             raise ValueError(f"unknown protocol {min(strange)}: v1 or v2")
         async with AsyncExitStack() as closing:
-            # A purchase gets a connection of its own: on one that was kept alive, a server's timely hanging up
-            # would look like silence after a request.
-            purchases = await closing.enter_async_context(
-                _session(limits, limits.v1_answer_seconds, reuse=False)
+            purchases = await asyncio.to_thread(
+                Calls,
+                URL(base_url),
+                headers={"User-Agent": _USER_AGENT, "x-api-key": api_key.reveal()},
+                limits=limits,
             )
             questions = await closing.enter_async_context(_session(limits, limits.answer_seconds))
             files = await closing.enter_async_context(
@@ -252,9 +255,7 @@ class SegmindUpstream:
                 async with self._downloads.opened(place) as downloaded:
                     yield downloaded
 
-    async def _held_delivery(
-        self, response: aiohttp.ClientResponse, model: str, closing: AsyncExitStack
-    ) -> Delivery:
+    async def _held_delivery(self, response: OpenAnswer, model: str, closing: AsyncExitStack) -> Delivery:
         """What a v1 answer brought: the media themselves, or JSON that has them or says where they are."""
         cost = answers.cost(response.headers.get("x-cost"))
         seed = answers.seed(response.headers.get("x-seed-value"))
@@ -477,15 +478,13 @@ def _service(url: str) -> tuple[str, str]:
 
 
 def _session(
-    limits: Limits, read_seconds: float, *, reuse: bool = True, headers: Mapping[str, str] | None = None
+    limits: Limits, read_seconds: float, *, headers: Mapping[str, str] | None = None
 ) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(
-        limit=limits.connections, ttl_dns_cache=30, dns_cache_max_size=256, force_close=not reuse
-    )
+    connector = aiohttp.TCPConnector(limit=limits.connections, ttl_dns_cache=30, dns_cache_max_size=256)
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": "generation-gateway", **(headers or {})},
+        headers={"User-Agent": _USER_AGENT, **(headers or {})},
         timeout=aiohttp.ClientTimeout(
             total=None,
             connect=limits.connect_seconds,

@@ -13,13 +13,14 @@ import aiohttp
 from yarl import URL
 
 from gateway.upstream.answers import Answer, Silence
-from gateway.upstream.downloads import NETWORK_FAULTS, OnCall, word
+from gateway.upstream.calls import Calls, NotConnected, OpenAnswer
+from gateway.upstream.downloads import NETWORK_FAULTS, OnCall, Response, word
 from gateway.upstream.limits import Limits
 from gateway.upstream.secret import Secret
 
 _LONGEST_QUOTE = 500
 
-_Outcome = TypeVar("_Outcome", Answer | Silence, aiohttp.ClientResponse | Answer | Silence)
+_Outcome = TypeVar("_Outcome", Answer | Silence, OpenAnswer | Answer | Silence)
 
 
 def segment(name: str) -> str:
@@ -38,14 +39,16 @@ class Wire:
         *,
         base_url: str,
         api_key: Secret,
-        purchases: aiohttp.ClientSession,
+        purchases: Calls,
         questions: aiohttp.ClientSession,
         limits: Limits,
         on_call: OnCall,
     ) -> None:
         self._base_url = base_url
+        self._path = URL(base_url).raw_path.rstrip("/")
         self._api_key = api_key
         self._purchases = purchases
+        self._buying_at_once = asyncio.Semaphore(limits.connections)
         self._questions = questions
         self._limits = limits
         self._on_call = on_call
@@ -59,18 +62,15 @@ class Wire:
 
     async def submit(self, path: str, body: bytes) -> Answer | Silence:
         """POST a purchase, once."""
-        return await self._counted(
-            "submit", self._asked(self._purchases, "POST", self._base_url + path, body)
-        )
+        return await self._counted("submit", self._bought(path, body))
 
     async def ask(self, operation: str, path: str, *, base_url: str | None = None) -> Answer | Silence:
         """GET something that costs nothing; `base_url` for another service of the upstream's."""
-        url = (base_url or self._base_url) + path
-        return await self._counted(operation, self._asked(self._questions, "GET", url, None))
+        return await self._counted(operation, self._asked((base_url or self._base_url) + path))
 
-    async def submit_and_wait(self, path: str, body: bytes) -> aiohttp.ClientResponse | Answer | Silence:
+    async def submit_and_wait(self, path: str, body: bytes) -> OpenAnswer | Answer | Silence:
         """POST a v1 purchase, once: a success is answered open, its body still to come, and to be closed."""
-        return await self._counted("submit", self._awaited(self._base_url + path, body))
+        return await self._counted("submit", self._awaited(path, body))
 
     async def _counted(self, operation: str, call: Awaitable[_Outcome]) -> _Outcome:
         started = asyncio.get_running_loop().time()
@@ -79,31 +79,43 @@ class Wire:
         self._on_call(operation, status, asyncio.get_running_loop().time() - started)
         return outcome
 
-    async def _asked(
-        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None
-    ) -> Answer | Silence:
-        response: aiohttp.ClientResponse | None = None
+    async def _asked(self, url: str) -> Answer | Silence:
         with ExitStack() as closing:
+            response: aiohttp.ClientResponse | None = None
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
-                    response = await self._sent(session, method, url, body)
+                    # The ways into the path are quoted already, and are not to be unquoted.
+                    response = await self._questions.get(
+                        URL(url, encoded=True),
+                        headers={"x-api-key": self._api_key.reveal()},
+                        allow_redirects=False,
+                    )
                     closing.callback(response.close)
                     return Answer(response.status, response.headers, await self._read(response))
             except NETWORK_FAULTS as fault:
-                if response is not None and response.status >= 300:
-                    # The verdict has arrived; only its explanation is lost.
-                    return Answer(response.status, response.headers, b"")
-                return _silence(fault)
+                return _broken_off(response, fault)
 
-    async def _awaited(self, url: str, body: bytes) -> aiohttp.ClientResponse | Answer | Silence:
+    async def _bought(self, path: str, body: bytes) -> Answer | Silence:
+        async with self._buying_at_once:
+            with ExitStack() as closing:
+                response: OpenAnswer | None = None
+                try:
+                    async with asyncio.timeout(self._limits.answer_seconds):
+                        response = await self._purchases.post(self._path + path, body)
+                        closing.callback(response.close)
+                        return Answer(response.status, response.headers, await self._read(response))
+                except NETWORK_FAULTS as fault:
+                    return _broken_off(response, fault)
+
+    async def _awaited(self, path: str, body: bytes) -> OpenAnswer | Answer | Silence:
+        try:
+            async with asyncio.timeout(self._limits.v1_answer_seconds):
+                response = await self._purchases.post(self._path + path, body)
+        except NETWORK_FAULTS as fault:
+            return _silence(fault)
+        if 200 <= response.status < 300:
+            return response
         with ExitStack() as closing:
-            try:
-                async with asyncio.timeout(self._limits.v1_answer_seconds):
-                    response = await self._sent(self._purchases, "POST", url, body)
-            except NETWORK_FAULTS as fault:
-                return _silence(fault)
-            if 200 <= response.status < 300:
-                return response
             closing.callback(response.close)
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
@@ -111,22 +123,11 @@ class Wire:
             except NETWORK_FAULTS:
                 return Answer(response.status, response.headers, b"")
 
-    async def _sent(
-        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None
-    ) -> aiohttp.ClientResponse:
-        headers = {"x-api-key": self._api_key.reveal()}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        # The ways into the path are quoted already, and are not to be unquoted.
-        return await session.request(
-            method, URL(url, encoded=True), data=body, headers=headers, allow_redirects=False
-        )
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: Response) -> bytes:
         return await body_of(response, self._limits.answer_max_bytes)
 
 
-async def body_of(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+async def body_of(response: Response, max_bytes: int) -> bytes:
     """A whole body, unpacked; what is longer counts as a fault of the network."""
     read = bytearray()
     while chunk := await response.content.readany():
@@ -136,7 +137,16 @@ async def body_of(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     return bytes(read)
 
 
+def _broken_off(response: Response | None, fault: Exception) -> Answer | Silence:
+    if response is not None and response.status >= 300:
+        # The verdict has arrived; only its explanation is lost.
+        return Answer(response.status, response.headers, b"")
+    return _silence(fault)
+
+
 def _silence(fault: Exception) -> Silence:
-    # Only these two are raised before there is a connection; after any other, bytes may have left.
-    never_connected = isinstance(fault, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    # Only these are raised before there is a connection; after any other, bytes may have left.
+    never_connected = isinstance(
+        fault, NotConnected | aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError
+    )
     return Silence(word(fault), connected=not never_connected)

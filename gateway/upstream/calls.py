@@ -1,0 +1,150 @@
+"""Purchases on the wire: one POST on a connection of its own, and its answer.
+
+A purchase gets a connection of its own: on one that was kept alive, a server's timely hanging up would look like silence
+after a request. Thousands of v1 calls may be open at once, for minutes each, so a call that waits is a socket and little
+else: the HTTP client's session makes, for the same, an order of magnitude more, of which nothing is used here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from gateway.upstream.limits import Limits
+
+_ADDRESSES_SECONDS = 30.0
+_READ_BYTES = 1 << 18
+
+
+class NotConnected(aiohttp.ClientError):
+    """There never was a connection: not a byte has left."""
+
+
+class Garbled(aiohttp.ClientError):
+    """What came is no HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAnswer:
+    """An answer whose head has arrived. Its body is still to come; whoever has it closes it."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in any case."""
+
+    content: aiohttp.StreamReader
+    """The body, unpacked."""
+
+    connection: ResponseHandler
+
+    @property
+    def content_type(self) -> str:
+        """Without its parameters, in small letters; empty if it is not said."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def content_length(self) -> int | None:
+        """As it travels; None if it is not said."""
+        length = self.headers.get("content-length", "")
+        return int(length) if length.isdecimal() else None
+
+    def close(self) -> None:
+        """Hang up, whatever has come; may be called twice."""
+        self.connection.close()
+
+
+class Calls:
+    """Makes calls to one service, and hands their answers on open."""
+
+    def __init__(self, origin: URL, *, headers: Mapping[str, str], limits: Limits) -> None:
+        """`headers` go with each call."""
+        self._host = origin.host or ""
+        self._port = origin.port or 0
+        # Made once, and at the start: it reads every authority that the machine trusts.
+        self._tls = ssl.create_default_context() if origin.scheme == "https" else None
+        self._head = "".join(
+            f"{name}: {value}\r\n"
+            for name, value in {
+                "Host": origin.host_port_subcomponent or "",
+                "Accept": "*/*",
+                "Accept-Encoding": "gzip, deflate",
+                "Connection": "close",
+                **headers,
+            }.items()
+        )
+        self._limits = limits
+        self._addresses: Sequence[str] = ()
+        self._addresses_until = 0.0
+
+    async def post(self, target: str, body: bytes) -> OpenAnswer:
+        """POST JSON, once; `target` is the path, quoted. The caller sees to it that the wait has an end.
+
+        Raises NotConnected or aiohttp.ConnectionTimeoutError when nothing was sent, and other kinds of
+        aiohttp.ClientError when something may have been.
+        """
+        transport, connection = await self._connected()
+        try:
+            head = f"POST {target} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
+            transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body)
+            while True:
+                message, content = await connection.read()
+                if not 100 <= message.code < 200:
+                    return OpenAnswer(message.code, message.headers, content, connection)
+        except HttpProcessingError as fault:
+            connection.close()
+            raise Garbled(str(fault)) from None
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _connected(self) -> tuple[asyncio.WriteTransport, ResponseHandler]:
+        try:
+            async with asyncio.timeout(self._limits.connect_seconds):
+                return await self._connect()
+        except TimeoutError as late:
+            raise aiohttp.ConnectionTimeoutError("no connection in time") from late
+        except OSError as fault:
+            # Asked for anew next time: a service that has moved is not where it was.
+            self._addresses_until = 0.0
+            raise NotConnected(str(fault)) from fault
+
+    async def _connect(self) -> tuple[asyncio.WriteTransport, ResponseHandler]:
+        loop = asyncio.get_running_loop()
+        addresses = await self._resolved(loop)
+        for left, address in enumerate(addresses, start=1 - len(addresses)):
+            try:
+                return await loop.create_connection(
+                    lambda: _Connection(loop),
+                    address,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
+                )
+            except OSError:
+                if not left:
+                    raise
+        raise AssertionError("the last address connects or raises")
+
+    async def _resolved(self, loop: asyncio.AbstractEventLoop) -> Sequence[str]:
+        if loop.time() >= self._addresses_until:
+            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self._addresses = tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+            self._addresses_until = loop.time() + _ADDRESSES_SECONDS
+        return self._addresses
+
+
+class _Connection(ResponseHandler):
+    """Reads its answer by aiohttp's own parser, which it makes when the answer comes."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None and data:
+            self.set_response_params(read_until_eof=True, read_bufsize=_READ_BYTES)
+        super().data_received(data)
