@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from gateway.domain.money import Money
 from gateway.domain.tenant import Tenant
 from gateway.generation import intake
 from gateway.http import heads
+from gateway.http.hit_path.recent import Recent
 from gateway.http.hit_path.template import BLANK, template
 from gateway.ledger.contract import Statements, remaining
 
@@ -175,13 +177,12 @@ class Memory:
         self._clock = clock
         self._monotonic = monotonic
         self._most_bytes = most_bytes
-        self._hits: dict[Fingerprint, Hit] = {}
-        self._questions: dict[Question, Fingerprint] = {}
-        self._questions_bytes = 0
-        self.media: dict[Digest, Medium] = {}
+        self._hits: Recent[Fingerprint, Hit] = Recent(_MOST_HITS)
+        self._questions: Recent[Question, Fingerprint] = Recent(most_bytes, lambda question: len(question[2]))
+        self.media: OrderedDict[Digest, Medium] = OrderedDict()
         self._media_bytes = self._files = 0
-        self._links: dict[str, Link] = {}
-        self._balances: dict[str, Balance] = {}
+        self._links: Recent[str, Link] = Recent(_MOST_LINKS)
+        self._balances: Recent[str, Balance] = Recent(_MOST_BALANCES)
         self._lessons: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def close(self) -> None:
@@ -205,7 +206,7 @@ class Memory:
         is_repeat = fingerprint is not None
         if fingerprint is None:
             fingerprint = self._read(tenant, model, body)
-            if fingerprint not in self._hits:
+            if fingerprint is None or fingerprint not in self._hits:
                 return None
             self._note_question(question, fingerprint)
         believed = self._believed(fingerprint, now)
@@ -290,16 +291,16 @@ class Memory:
     def learn_link(self, target: str, blob: Blob, expires: float) -> None:
         """The ordinary application has sent this blob for this target, which is good until `expires`."""
         if target not in self._links:
-            _make_room(self._links, _MOST_LINKS)
             size = str(blob.size_bytes)
             headers = {**heads.of_link(blob.media_type), **heads.of_blob(blob.digest)}
             part = {**headers, "Content-Range": heads.content_range(BLANK, BLANK, size)}
-            self._links[target] = Link(
+            link = Link(
                 blob.digest,
                 expires,
                 whole=template("200 OK", headers, size),
                 part=template("206 Partial Content", part, BLANK),
             )
+            self._links.note(target, link)
         medium = self.media.get(blob.digest)
         if medium is None or not self._is_believed(medium, self._monotonic()):
             self._learn(("blob", blob.digest), self._study_medium, blob)
@@ -339,9 +340,7 @@ class Memory:
         }
         unlimited = {name: value for name, value in limited.items() if name != heads.REMAINING}
         size = str(medium.size_bytes)
-        self._hits.pop(fingerprint, None)
-        _make_room(self._hits, _MOST_HITS)
-        self._hits[fingerprint] = Hit(
+        hit = Hit(
             medium.digest,
             known.made_at,
             known.cost.micros,
@@ -350,6 +349,7 @@ class Memory:
             marks=tuple(marks),
             learnt_at=self._monotonic(),
         )
+        self._hits.note(fingerprint, hit)
 
     async def _study_medium(self, blob: Blob) -> Medium | None:
         place, mark = self._mark(_place_of(blob))
@@ -382,8 +382,7 @@ class Memory:
         now = self._clock()
         left = remaining(await self._statements.balances(tenant.name, tenant.budgets))
         ends = [end.timestamp() for budget in tenant.budgets if (end := budget.per.resets_at(now))]
-        _make_room(self._balances, _MOST_BALANCES)
-        self._balances[tenant.name] = Balance(
+        balance = Balance(
             tenant,
             place,
             mark,
@@ -391,19 +390,13 @@ class Memory:
             until=min([*ends, now + BELIEVED_SECONDS]),
             left=None if left is None else heads.usd(left).encode(),
         )
+        self._balances.note(tenant.name, balance)
 
     # --- Bounds
 
     def _note_question(self, question: Question, fingerprint: Fingerprint) -> None:
-        size = len(question[2])
-        if size > MOST_QUESTION_BYTES or question in self._questions:
-            return
-        self._questions[question] = fingerprint
-        self._questions_bytes += size + _QUESTION_BYTES
-        while self._questions_bytes > self._most_bytes:
-            oldest = next(iter(self._questions))
-            del self._questions[oldest]
-            self._questions_bytes -= len(oldest[2]) + _QUESTION_BYTES
+        if len(question[2]) <= MOST_QUESTION_BYTES:
+            self._questions.note(question, fingerprint)
 
     def _note_medium(self, medium: Medium) -> None:
         self._forget_medium(medium.digest)
@@ -427,12 +420,6 @@ class Memory:
 
 def _place_of(blob: Blob) -> int:
     return Marks.place(f"blob:{blob.digest}")
-
-
-def _make_room(known: dict[str, T] | dict[Fingerprint, T], most: int) -> None:
-    """What was learnt first goes first; what is in use is learnt again."""
-    while len(known) >= most:
-        del known[next(iter(known))]  # type: ignore[arg-type]  # its own key
 
 
 def _open(path: Path, blob: Blob) -> tuple[bytes | None, int, _Identity]:
