@@ -137,9 +137,7 @@ class HitConnection(RequestHandler):
             super().data_received(data)
             return
         if self._request_count != self._answered:
-            # A request is under way: whatever this is, it waits its turn in aiohttp's queue.
-            self._aligned = False
-            super().data_received(data)
+            self._queue(data)
             return
         if self._held_until is not None:
             self._take_up(data)
@@ -165,6 +163,15 @@ class HitConnection(RequestHandler):
         else:
             self._hand_on(data)
 
+    def _queue(self, data: bytes) -> None:
+        """A request is under way, if only to its last line: whatever this is, it waits its turn with aiohttp."""
+        end = data.find(_END_OF_HEAD) + 4
+        head = self._path.heads.get(data[:end]) or self._read_head(data[:end])
+        if head is not None and end + head.body_bytes == len(data):
+            self._hand_on_whole(data)
+        else:
+            self._hand_on(data)
+
     def _read_head(self, written: bytes) -> Head | None:
         head = read_head(written)
         if head is not None:
@@ -175,7 +182,8 @@ class HitConnection(RequestHandler):
         return head
 
     def _hand_on(self, data: bytes) -> None:
-        self._aligned = False
+        if data:  # else aiohttp goes on by itself with what it has
+            self._aligned = False
         super().data_received(data)
 
     def _hand_on_whole(self, data: bytes) -> None:
@@ -197,10 +205,16 @@ class HitConnection(RequestHandler):
         self._held_until = self._loop.call_later(_HELD_SECONDS, self._hand_on_held)
 
     def _take_up(self, data: bytes) -> None:
-        # The time goes on as it was: a body that comes byte by byte is no reason to wait longer.
-        self._held += data
-        if len(self._held) >= self._held_whole_bytes:
-            self.data_received(self._let_go_of_held())
+        missing = self._held_whole_bytes - len(self._held) - len(data)
+        if missing > 0:
+            # The time goes on as it was: a body that comes byte by byte is no reason to wait longer.
+            self._held += data
+        elif missing == 0:
+            self.data_received(self._let_go_of_held() + data)
+        else:
+            # As it came: what is wrong with what lies beyond the end is told after the answer to what lies before it.
+            self._hand_on_held()
+            self.data_received(data)
 
     def _hand_on_held(self) -> None:
         # aiohttp has the time that a slow body takes, and the answer when it takes too long.

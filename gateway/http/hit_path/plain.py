@@ -69,7 +69,7 @@ def read_head(head: bytes) -> Head | None:
     if len(words) != 3 or words[0] not in _METHODS or words[2] != b"HTTP/1.1":
         return None
     headers = _headers(rest)
-    if headers is None or not _FRAMING.isdisjoint(headers):
+    if headers is None or b"host" not in headers or not _FRAMING.isdisjoint(headers):
         return None
     if headers.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
