@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from gateway.domain.errors import CannotStart
 from gateway.http.hit_path.connection import HitPath, HitRunner
@@ -27,6 +31,7 @@ async def listening(
     runner = runner_of(
         application,
         access_log=None,
+        logger=_Discreet(server_logger),
         keepalive_timeout=keepalive_seconds,
         shutdown_timeout=5.0,
         # A caller who hangs up ends its own waiting, and no generation: those are tasks of the service.
@@ -45,6 +50,16 @@ async def listening(
         yield f"http://{_bracketed(host)}:{_port(runner.addresses)}"
     finally:
         await runner.cleanup()
+
+
+class _Discreet(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp quotes what it cannot read as HTTP, with the key and the prompt that are in it: the kind has to do."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+        if isinstance(exc_info, HttpProcessingError):
+            self.info("not HTTP: %s", type(exc_info).__name__)
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **kwargs)
 
 
 def _port(addresses: Sequence[tuple[object, ...]]) -> object:

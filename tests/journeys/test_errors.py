@@ -17,6 +17,7 @@ from gateway.http.request_ids import RequestIds
 from gateway.telemetry.metrics import Metrics
 from tests.journeys.conftest import OpenHouse
 from tests.journeys.running import MODEL, MODELS, PROMPT, House, video
+from tests.journeys.wire import asking, wired
 
 JSON = {"Content-Type": "application/json"}
 
@@ -239,6 +240,25 @@ async def test_when_too_many_wait_the_next_is_503_and_says_when_to_come_back(ope
     for each in (first, second, joined):
         assert (await house.result(each)).status == 200
     assert (await house.usage())["spent_micros"] == (await house.bill()).micros == 8_000
+
+
+async def test_what_is_not_http_is_400_and_the_log_quotes_none_of_it(house: House) -> None:
+    plain = asking(json.dumps(video()).encode(), key=house.key)
+    house.secrets.add(PROMPT)
+    for odd in (
+        plain.replace(b"\r\n", b"\n"),
+        plain.replace(b"Host: gateway", b"Host gateway"),
+        plain.replace(b"x-api-key:", b"x-api-key :"),
+        plain.replace(b"HTTP/1.1", b"HTTP/3.1"),
+        plain.replace(b"Content-Length:", b"Content-Length: x"),
+        plain + plain[1:],
+    ):
+        async with wired(house.url) as wire:
+            await wire.send(odd)
+            assert (await wire.reply()).status == 400, odd
+            assert await wire.rest() == b""
+    assert [line["event"] for line in house.log_lines if line["level"] in {"warning", "error"}] == []
+    assert (await house.bill()).jobs == []
 
 
 class BrokenKeys:
