@@ -30,6 +30,7 @@ from gateway.domain.tenant import Caller
 from gateway.generation.drift import BalanceWatch, ForeignSpend
 from gateway.generation.housekeeping import Errand, Housekeeping
 from gateway.generation.inspection import inspect
+from gateway.generation.lookout import Lookout
 from gateway.generation.purchasing import OnUnknown, Purchasing, Step, pass_by
 from gateway.generation.reconciliation import Reconciliation
 from gateway.generation.scheduling import FairSlots
@@ -148,11 +149,13 @@ async def running_gateway(
             blobs=blobs,
             inspect=inspect,
             expectation_of=lambda request: _expectation(catalog, request),
+            expected_seconds_of=lambda request: _expected_seconds(settings, catalog, request),
             ledger=ledger,
             custody=ledger,
             resolution=ledger,
             upstream=upstream,
             slots=slots,
+            lookout=Lookout(lambda name: marks.read(marks.place(name))),
             metrics=metrics,
             clock=clock,
             recollect_seconds=settings.upstream.recollect_seconds,
@@ -362,12 +365,10 @@ async def _upstream(
     clock: Clock,
 ) -> AsyncIterator[SegmindUpstream]:
     ours = settings.upstream
-    pace = 1.0
+    pace = _pace(settings)
     if ours.kind == "sandbox":
         base_url = sandbox_url or f"http://{settings.sandbox.host}:{settings.sandbox.port}"
         key, hosts, history_url = Secret(SANDBOX_KEY), frozenset({settings.sandbox.host}), base_url
-        # What works fifty times as fast is asked fifty times as often.
-        pace = min(1.0, max(settings.sandbox.time_scale, 0.01))
     else:
         base_url, key, hosts = ours.base_url, _account_key(ours, environment), ours.result_hosts
         is_segmind = base_url == UpstreamSettings().base_url
@@ -394,6 +395,7 @@ async def _upstream(
             submit_attempts=ours.submit_attempts,
             poll_first_seconds=ours.poll_first_seconds * pace,
             poll_longest_seconds=ours.poll_longest_seconds * pace,
+            polls_per_second=ours.polls_per_second,
         ),
     ) as upstream:
         yield upstream
@@ -518,6 +520,20 @@ def _expectation(catalog: Catalog, request: GenerationRequest) -> Expectation | 
     except ModelUnknown:
         # It was bought while the model was in the catalogue.
         return None
+
+
+def _expected_seconds(settings: Settings, catalog: Catalog, request: GenerationRequest) -> float | None:
+    try:
+        return catalog.find(request.model).expected_seconds(request.parameters) * _pace(settings)
+    except ModelUnknown:
+        # As above.
+        return None
+
+
+def _pace(settings: Settings) -> float:
+    """What works fifty times as fast is asked fifty times as often."""
+    is_sandbox = settings.upstream.kind == "sandbox"
+    return min(1.0, max(settings.sandbox.time_scale, 0.01)) if is_sandbox else 1.0
 
 
 def _identified(tenants: Tenants, tenant: str, key_id: str) -> Caller | None:

@@ -152,11 +152,14 @@ class UpstreamSettings(_Section):
     submit_attempts: Annotated[int, Field(ge=1)] = 3
     """How often a purchase is tried that proved not to have been made (refused connections, 429, 500, 503)."""
 
-    poll_first_seconds: Seconds = 1.0
-    """The pause before the first poll."""
+    poll_first_seconds: Seconds = 0.25
+    """The pause after the first poll, and the shortest between any two."""
 
-    poll_longest_seconds: Seconds = 5.0
-    """The longest pause between polls; they grow from the first to this."""
+    poll_longest_seconds: Seconds = 10.0
+    """The longest pause between polls. They come close together when a model's expected_seconds are nearly over."""
+
+    polls_per_second: Annotated[float, Field(ge=0)] = 100.0
+    """How often each worker polls in all, however many generations it waits for; 0 for no limit."""
 
     recollect_seconds: Seconds = 7 * 24 * 3600.0
     """For how long after it was made a lost result is fetched again rather than bought again."""

@@ -31,6 +31,7 @@ from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
+from gateway.generation.lookout import Lookout
 from gateway.generation.scheduling import FairSlots
 from gateway.generation.single_flight import Flight
 from gateway.ledger.contract import (
@@ -50,7 +51,6 @@ from gateway.upstream.contract import Delivery, Progress, Upstream
 
 T = TypeVar("T")
 
-_SECONDS_BETWEEN_LOOKS = 0.1
 _PAUSES_BEFORE_FETCHING_AGAIN = (0.5, 2.0)
 _RECOVERY_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS = 0.05
@@ -131,11 +131,13 @@ class Purchasing:
         blobs: BlobStore,
         inspect: Inspect,
         expectation_of: Callable[[GenerationRequest], Expectation | None],
+        expected_seconds_of: Callable[[GenerationRequest], float | None],
         ledger: Ledger,
         custody: Custody,
         resolution: Resolution,
         upstream: Upstream,
         slots: FairSlots,
+        lookout: Lookout,
         metrics: Metrics,
         clock: Clock,
         recollect_seconds: float,
@@ -144,6 +146,8 @@ class Purchasing:
         at_step: Callable[[Step], None] = pass_by,
     ) -> None:
         """`expectation_of`: what is promised of the result of a request; None where nothing is known.
+
+        `expected_seconds_of`: how long the upstream usually takes for it; None where nobody knows.
 
         `recollect_seconds`: for how long after it landed the upstream may be asked again for a lost result.
 
@@ -154,11 +158,13 @@ class Purchasing:
         self._blobs = blobs
         self._inspect = inspect
         self._expectation_of = expectation_of
+        self._expected_seconds_of = expected_seconds_of
         self._ledger = ledger
         self._custody = custody
         self._resolution = resolution
         self._upstream = upstream
         self._slots = slots
+        self._lookout = lookout
         self._metrics = metrics
         self._clock = clock
         self._recollect_seconds = recollect_seconds
@@ -290,8 +296,15 @@ class Purchasing:
             case Bought():
                 flight.clear(None)
                 now = asyncio.get_running_loop().time()
+                elapsed_seconds = max(0.0, self._clock() - (known.sent_at or known.reserved_at))
                 return await self._collect(
-                    claim.ticket, _at_hand(claim), known.request, Found.UNDER_WAY, flight, now
+                    claim.ticket,
+                    _at_hand(claim),
+                    known.request,
+                    Found.UNDER_WAY,
+                    flight,
+                    now,
+                    elapsed_seconds,
                 )
             case Sent():
                 # Its owner died between writing `sending` and writing the ticket down.
@@ -301,7 +314,7 @@ class Purchasing:
                 # Another process works on it.
                 flight.clear(None)
                 self._progress[known.request.fingerprint] = Progress.PROCESSING
-                await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+                await self._lookout.wait(known.request.fingerprint)
                 return None
 
     async def _await_resolution(self, known: Purchase, flight: GenerationFlight) -> None:
@@ -312,7 +325,7 @@ class Purchasing:
             async with asyncio.timeout(self._unknown_wait_seconds):
                 newest: Purchase | None = known
                 while newest is not None and newest.id == known.id and newest.state is State.UNKNOWN:
-                    await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+                    await self._lookout.wait(known.request.fingerprint)
                     newest = await self._custody.newest(known.request.fingerprint)
         except TimeoutError:
             raise OutcomeUnknown(
@@ -403,10 +416,14 @@ class Purchasing:
         found: Found,
         flight: GenerationFlight,
         began_at: float,
+        elapsed_seconds: float = 0.0,
     ) -> Landed:
-        """Bring home what `ticket` stands for. `bought` is there once that is written down."""
+        """Bring home what `ticket` stands for. `bought` is there once that is written down.
+
+        `elapsed_seconds` is how long it had been bought when the flight came to it.
+        """
         try:
-            generation = await self._deliver(ticket, bought, request)
+            generation = await self._deliver(ticket, bought, request, elapsed_seconds)
         except GenerationFailed as error:
             self._observe(request.model, "failed", began_at)
             claim, reason = await bought, error.code
@@ -444,7 +461,11 @@ class Purchasing:
         return landed
 
     async def _deliver(
-        self, ticket: Ticket, bought: asyncio.Future[Bought], request: GenerationRequest
+        self,
+        ticket: Ticket,
+        bought: asyncio.Future[Bought],
+        request: GenerationRequest,
+        elapsed_seconds: float,
     ) -> Generation:
         """Wait for the result, check it, store it, settle it; a broken one is fetched again before it is given up."""
 
@@ -454,7 +475,13 @@ class Purchasing:
         for pause_seconds in (*_PAUSES_BEFORE_FETCHING_AGAIN, None):
             cost: Money | None = None
             try:
-                async with self._upstream.collect(ticket, request.model, progressed) as delivery:
+                async with self._upstream.collect(
+                    ticket,
+                    request.model,
+                    progressed,
+                    expected_seconds=self._expected_seconds_of(request),
+                    elapsed_seconds=elapsed_seconds,
+                ) as delivery:
                     cost = delivery.cost
                     blobs = await self._stored(delivery, request)
                     self._at_step(Step.RECEIVED)

@@ -90,9 +90,18 @@ class Upstream(Protocol):
         """
 
     def collect(
-        self, ticket: Ticket, model: str, on_progress: Callable[[Progress], None]
+        self,
+        ticket: Ticket,
+        model: str,
+        on_progress: Callable[[Progress], None],
+        *,
+        expected_seconds: float | None = None,
+        elapsed_seconds: float = 0.0,
     ) -> AbstractAsyncContextManager[Delivery]:
         """Wait until the ticket's generation is made, however long that takes, and open the delivery.
+
+        `expected_seconds` is how long it usually takes, None where nobody knows, and `elapsed_seconds` how long ago it
+        was bought: they say when to look, and end nothing.
 
         May be repeated, by any process, and buys nothing. Passing faults of polls and downloads are retried
         within. Raises GenerationFailed (not charged), ResultGone when the upstream has forgotten the ticket,

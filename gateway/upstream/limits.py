@@ -35,14 +35,17 @@ class Limits:
     rate_limit_seconds: float = 10.0
     """The wait after a rate limit that does not say for how long."""
 
-    poll_first_seconds: float = 1.0
-    """The wait before the second poll."""
+    poll_first_seconds: float = 0.25
+    """The wait before the second poll; no other is shorter."""
 
     poll_factor: float = 1.25
-    """Each further wait is so many times the one before."""
+    """Each further wait is so many times the one before, where nobody knows how long it usually takes."""
 
-    poll_longest_seconds: float = 5.0
-    """No wait between polls is longer (a rate limit's own word excepted)."""
+    poll_longest_seconds: float = 10.0
+    """No wait between polls is longer (a rate limit's own word excepted, and the wait for a turn)."""
+
+    polls_per_second: float = 100.0
+    """Of all purchases together; 0 for no limit. Beyond it, those wait longest that could wait longest anyway."""
 
     poll_patience_seconds: float = 60.0
     """How far a rate limit's own word may stretch a wait between polls."""

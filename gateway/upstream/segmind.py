@@ -37,6 +37,7 @@ from gateway.upstream.downloads import NETWORK_FAULTS, Downloads, OnCall, artifa
 from gateway.upstream.held import HeldAnswers
 from gateway.upstream.history import RequestHistory, Row, inputs_of
 from gateway.upstream.limits import Limits, growing
+from gateway.upstream.polling import Turns, pauses
 from gateway.upstream.products import Inline, Link, Product, v1_products, v2_products
 from gateway.upstream.secret import Secret
 from gateway.upstream.wire import Wire, body_of, segment
@@ -83,6 +84,7 @@ class SegmindUpstream:
         self._protocols = protocols
         self._text_models = text_models
         self._limits = limits
+        self._turns = Turns(limits.polls_per_second)
         self._clock = clock
         self._on_call = on_call
 
@@ -225,7 +227,13 @@ class SegmindUpstream:
 
     @asynccontextmanager
     async def collect(
-        self, ticket: Ticket, model: str, on_progress: Callable[[Progress], None]
+        self,
+        ticket: Ticket,
+        model: str,
+        on_progress: Callable[[Progress], None],
+        *,
+        expected_seconds: float | None = None,
+        elapsed_seconds: float = 0.0,
     ) -> AsyncIterator[Delivery]:
         """As the contract says. The artifacts are downloaded as they are asked for."""
         async with AsyncExitStack() as closing:
@@ -233,7 +241,8 @@ class SegmindUpstream:
                 closing.callback(response.close)
                 delivery = await self._held_delivery(response, model, closing)
             else:
-                made = await self._made(ticket, model, on_progress)
+                waits = pauses(expected_seconds, elapsed_seconds, self._limits)
+                made = await self._made(ticket, model, on_progress, waits)
                 delivery = await self._delivery(made, closing)
             yield delivery
 
@@ -277,7 +286,13 @@ class SegmindUpstream:
         products = v1_products(body, textual=model in self._text_models)
         return await self._delivery(_Made(products, cost, seed, seconds), closing)
 
-    async def _made(self, ticket: Ticket, model: str, on_progress: Callable[[Progress], None]) -> _Made:
+    async def _made(
+        self,
+        ticket: Ticket,
+        model: str,
+        on_progress: Callable[[Progress], None],
+        waits: Iterator[float],
+    ) -> _Made:
         """Ask until the upstream says that it is made, and what was made, or that it never will be."""
         if ticket.startswith(_OWN_TICKET):
             raise ResultGone(
@@ -287,8 +302,9 @@ class SegmindUpstream:
         completed = False
         progress = _Progress(on_progress)
         absence = _Absence(self._limits.missing_grace_seconds)
-        intervals = self._poll_intervals()
+        patience_seconds = self._limits.poll_first_seconds
         while True:
+            await self._turns.turn(patience_seconds)
             answer = await (
                 self._wire.ask("result", path) if completed else self._wire.ask("poll", f"{path}/status")
             )
@@ -298,7 +314,8 @@ class SegmindUpstream:
                 case Standing.COMPLETED, Answer() if completed:
                     return self._made_according_to(answer, model)
                 case Standing.COMPLETED, _:
-                    completed, intervals = True, self._poll_intervals()
+                    completed, waits = True, pauses(None, 0.0, self._limits)
+                    patience_seconds = 0.0
                     absence.ends()
                     continue
                 case Standing.QUEUED | Standing.PROCESSING as standing, _:
@@ -310,7 +327,8 @@ class SegmindUpstream:
                     if isinstance(recorded, _Made):
                         return recorded
                     absence.goes_on(recorded)
-            await asyncio.sleep(self._pause_seconds(answer, next(intervals)))
+            patience_seconds = self._pause_seconds(answer, next(waits))
+            await asyncio.sleep(patience_seconds)
 
     def _pause_seconds(self, answer: Answer | Silence, interval_seconds: float) -> float:
         """How long to wait before the next poll."""
@@ -323,10 +341,6 @@ class SegmindUpstream:
                 return max(interval_seconds, min(asked_seconds, self._limits.poll_patience_seconds))
             case _:
                 return interval_seconds
-
-    def _poll_intervals(self) -> Iterator[float]:
-        limits = self._limits
-        return growing(limits.poll_first_seconds, limits.poll_factor, limits.poll_longest_seconds)
 
     def _made_according_to(self, answer: Answer, model: str) -> _Made:
         result = answer.members
