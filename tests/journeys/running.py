@@ -130,6 +130,7 @@ class House:
         self.secrets: set[str] = {SANDBOX_KEY}
         """What must appear in no log line."""
 
+        self.hit_path = hit_path
         self.insists = hit_path
         """Whether a hit is asked for again until the hit path has answered it. For as long as it is, every journey
         compares what the hit path says with what the ordinary application says, and counts of answers are not exact."""

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.journeys.running import MODEL, PROMPT, House, video
-from tests.journeys.wire import asking, conversation, fetching, lasting, wired
+from tests.journeys.wire import LARGE, SMALL, asking, conversation, fetching, lasting, learnt, wired
 
 TENANTS: Mapping[str, Any] = {
     "demo": {"budgets": [{"limit_usd": 25, "per": "month"}, {"limit_usd": 20, "per": "day"}]},
@@ -26,12 +26,8 @@ TENANTS: Mapping[str, Any] = {
     # May have what is there, and nothing else.
     "poor": {"budgets": [{"limit_usd": 0.000001, "per": "total"}]},
 }
-SMALL = json.dumps(video()).encode()
-LARGE = json.dumps(video(width=640, height=640, num_frames=25)).encode()
 PICTURE = json.dumps({"prompt": PROMPT}).encode()
 TEXT = json.dumps({"prompt": PROMPT}).encode()
-
-_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -62,19 +58,6 @@ class Pair:
         assert lasting(ours) == lasting(theirs), pieces
         return ours
 
-    async def learn(self, *requests: bytes) -> None:
-        """Send each until the hit path answers it."""
-        async with wired(self.with_it) as wire:
-            for request in requests:
-                known = await self.house.answered_by_heart()
-                for _ in range(_TRIES):
-                    await wire.send(request)
-                    assert (await wire.reply()).status in {200, 206}, request
-                    if await self.house.answered_by_heart() > known:
-                        break
-                else:
-                    pytest.fail(f"never learnt: {request!r}")
-
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
@@ -103,9 +86,8 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         ]
         async with wired(house.url) as wire:
             for request in made:
-                await wire.send(request)
-                assert (await wire.reply()).status == 200, request
-        await pair.learn(*made, *map(fetching, targets))
+                assert (await wire.ask(request)).status == 200, request
+            await learnt(house, wire, *made, *map(fetching, targets))
         yield pair
 
 
@@ -436,7 +418,7 @@ async def test_however_requests_are_mangled_both_say_the_same(pair: Pair) -> Non
     loop = asyncio.get_running_loop()
 
     @settings(
-        max_examples=120,
+        max_examples=300,
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
