@@ -107,7 +107,7 @@ class OpenLoop:
             caller = idle.pop() if idle[-1].usable else (idle.pop(), None)[1]
         if caller is None:
             _, caller = await asyncio.get_running_loop().create_connection(
-                _Caller, where.hostname, where.port
+                _Caller, where.hostname or "", where.port or 0
             )
         trip = await caller.send(message(request))
         if caller.usable:
@@ -118,6 +118,22 @@ class OpenLoop:
         for idle in self._idle.values():
             for caller in idle:
                 caller.close()
+
+
+async def trip(url: str, sent: bytes, arriving: asyncio.Semaphore) -> Trip:
+    """One request on a connection of its own, which is made and written to within `arriving`. Raises OSError."""
+    where = urlsplit(url)
+    async with arriving:
+        _, caller = await asyncio.get_running_loop().create_connection(
+            _Caller, where.hostname or "", where.port or 0
+        )
+        answer = caller.send(sent)
+        # A turn of the loop, in which others are answered.
+        await asyncio.sleep(0)
+    try:
+        return await answer
+    finally:
+        caller.close()
 
 
 def message(request: Request) -> bytes:

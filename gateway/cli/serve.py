@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -47,10 +48,18 @@ def serve(
         options = options.having(f"listen.workers={workers}")
     settings = options.settings()
     logs.configure(settings.log.level)
+    _allow_open_files()
     if worker_of is not None:
         asyncio.run(_work(settings, sandbox_url=worker_of or None))
     else:
         asyncio.run(_serve(options, settings))
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets us have: each who waits is one, and so may be what is waited for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems call unlimited what they do not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(options: Options, settings: Settings) -> None:

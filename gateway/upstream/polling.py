@@ -51,7 +51,7 @@ def pauses(expected_seconds: float | None, elapsed_seconds: float, limits: Limit
 
 
 class Turns:
-    """So many turns a second, however many ask for one; 0 is no limit.
+    """So many turns a second, however many ask for one; 0 is no limit. Those that were worth it do not count.
 
     Who can wait least goes first: each says how long it could wait, and that is kept. Nobody is passed over for ever,
     since whoever comes later with the same patience is due later.
@@ -82,8 +82,15 @@ class Turns:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 # It came at the very moment of leaving: somebody else can use it.
-                self._next_at -= self._seconds_between
+                self.was_worth_it()
             raise
+
+    def was_worth_it(self) -> None:
+        """Said after a turn: another one may follow in its place."""
+        self._next_at -= self._seconds_between
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(self._next_at, self._give)
 
     def _give(self) -> None:
         loop = asyncio.get_running_loop()

@@ -304,18 +304,20 @@ class SegmindUpstream:
         absence = _Absence(self._limits.missing_grace_seconds)
         patience_seconds = self._limits.poll_first_seconds
         while True:
-            await self._turns.turn(patience_seconds)
+            if not completed:
+                await self._turns.turn(patience_seconds)
             answer = await (
                 self._wire.ask("result", path) if completed else self._wire.ask("poll", f"{path}/status")
             )
             match answers.standing(answer), answer:
                 case Standing.FAILED, Answer():
+                    self._turns.was_worth_it()
                     raise self._failure(answer.error)
                 case Standing.COMPLETED, Answer() if completed:
                     return self._made_according_to(answer, model)
                 case Standing.COMPLETED, _:
                     completed, waits = True, pauses(None, 0.0, self._limits)
-                    patience_seconds = 0.0
+                    self._turns.was_worth_it()
                     absence.ends()
                     continue
                 case Standing.QUEUED | Standing.PROCESSING as standing, _:

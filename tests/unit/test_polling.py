@@ -118,3 +118,16 @@ async def test_without_a_limit_nobody_waits_for_a_turn() -> None:
     await asyncio.sleep(0)
 
     assert all(task.done() for task in asked)
+
+
+async def test_a_turn_that_was_worth_it_does_not_count() -> None:
+    # The next one would be due in a thousand seconds.
+    turns = Turns(per_second=0.001)
+    await turns.turn(0.0)
+    waiting = [asyncio.create_task(turns.turn(1.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    async with asyncio.timeout(10):
+        for task in waiting:
+            turns.was_worth_it()
+            await task
