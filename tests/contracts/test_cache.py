@@ -527,6 +527,13 @@ async def test_what_is_remembered_and_unchanged_is_got_without_leaving_the_threa
     assert is_got_at_once()
     marks.change(f"entry:{_fingerprint(1)}")
     assert is_got_at_once() != trusted_by_marks
+    assert await cache.get(_fingerprint(1)) == _generation(1)
+    assert is_got_at_once(), "the look was at this mark"
+
+    cache = opened(marks=marks if trusted_by_marks else None, monotonic=lambda: now)
+    assert not is_got_at_once(), "a process that was just started remembers nothing"
+    assert await cache.get(_fingerprint(1)) == _generation(1)
+    assert is_got_at_once()
 
 
 async def test_what_a_process_that_died_did_not_mark_is_seen_within_a_minute(
@@ -543,22 +550,27 @@ async def test_what_a_process_that_died_did_not_mark_is_seen_within_a_minute(
     assert await cache.get(_fingerprint(1)) is None
 
 
-async def test_a_change_while_an_entry_is_read_is_not_missed(
-    opened: Opened, marks: Marks, tmp_path: Path
-) -> None:
-    """The mark is from before the look: what changes between look and memory is looked for again."""
-    two = opened(marks=marks)
-    await two.put(_generation(1))
+async def test_a_change_while_an_entry_is_read_is_not_missed(opened: Opened, tmp_path: Path) -> None:
+    """The mark is from before the entry: what changes between the two is seen in the entry or in the mark."""
     newer = dataclasses.replace(_generation(1), ticket=Ticket("newer"))
 
-    class Interrupting(DiskGenerationCache):
-        def _remember(self, generation: Generation, place: int, mark: int) -> None:
-            super()._remember(generation, place, mark)
-            if generation == _generation(1):
-                two._index.do(two._write, newer, _encode(newer))
+    class Racing(Marks):
+        race: Callable[[], object] | None = None
 
-    with closing(Interrupting(tmp_path / "cache", max_bytes=_ROOMY, marks=marks)) as one:
-        assert await one.get(_fingerprint(1)) == _generation(1)
+        def read(self, place: int) -> int:
+            race, self.race = self.race, None
+            if race is not None:
+                race()
+            return super().read(place)
+
+    with closing(Marks(tmp_path / "marks")) as marks, closing(Racing(tmp_path / "marks")) as racing:
+        two = opened(marks=marks)
+        await two.put(_generation(1))
+        one = opened(marks=racing)
+        racing.race = lambda: two._index.do(two._write, newer, _encode(newer))
+
+        await one.get(_fingerprint(1))
+
         assert await one.get(_fingerprint(1)) == newer
 
 
