@@ -213,7 +213,7 @@ class _Bench:
         storage = root / "gateway-1" / "var"
         settings = (
             f"models={self._root / 'models'}",
-            *("storage.max_bytes=4TiB", "storage.entries_max_bytes=4GiB"),
+            *("storage.max_bytes=4TiB", "storage.entries_max_bytes=4TiB"),
         )
         async with (
             stub(root, self._cores) as upstream,
