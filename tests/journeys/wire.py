@@ -27,6 +27,7 @@ LARGE = json.dumps(video(width=640, height=640, num_frames=25)).encode()
 _QUIET_SECONDS = 1.5
 _MOST_REPETITIONS = 20
 _TURNS = 6
+_MOST_TURNS = 200
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _PASSING = re.compile(rb"(?<=\r\n)(Date|Age): [^\r\n]*")
 _TIMES = re.compile(rb'"(?:queue|total)_time":[0-9.e-]+')
@@ -84,7 +85,7 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self._loop = asyncio.get_running_loop()
-        self._come = b""
+        self._come = bytearray()
 
     async def send(self, *pieces: bytes) -> None:
         """Send the pieces one by one: a gateway on this very loop reads each by itself."""
@@ -106,25 +107,44 @@ class Wire:
 
     async def reply(self, *, head_only: bool = False) -> Reply:
         """The next answer, whole; `head_only` where there is no body to come."""
-        head = await self._until_blank()
-        reply = Reply(head, b"")
-        count = 0 if head_only or reply.status in {204, 304} else int(reply.headers["content-length"])
-        while len(self._come) < count:
-            self._come += await self._some()
-        body, self._come = self._come[:count], self._come[count:]
-        return Reply(head, body)
+        reply = await self.head()
+        without = head_only or reply.status in {204, 304}
+        return Reply(reply.head, b"" if without else await self.take(int(reply.headers["content-length"])))
 
-    async def _until_blank(self) -> bytes:
+    async def head(self) -> Reply:
+        """The head of the next answer; its body is left where it is."""
         while b"\r\n\r\n" not in self._come:
-            self._come += await self._some()
-        head, blank, self._come = self._come.partition(b"\r\n\r\n")
-        return head + blank
+            await self._come_on()
+        head, blank, rest = bytes(self._come).partition(b"\r\n\r\n")
+        self._come = bytearray(rest)
+        return Reply(head + blank, b"")
 
-    async def _some(self) -> bytes:
+    async def take(self, count: int) -> bytes:
+        """So many bytes."""
+        while len(self._come) < count:
+            await self._come_on()
+        taken = bytes(self._come[:count])
+        del self._come[:count]
+        return taken
+
+    async def _come_on(self) -> None:
         more = await self.more()
         if not more:
-            raise ConnectionResetError(f"closed after {self._come[:200]!r}")
-        return more
+            raise ConnectionResetError(f"closed after {bytes(self._come[:200])!r}")
+        self._come += more
+
+    async def try_to_send(self, request: bytes) -> bool:
+        """Send a request to a gateway on this very loop, unless nobody has taken what was sent before."""
+        sent = 0
+        for _ in range(_MOST_TURNS):
+            with suppress(BlockingIOError):
+                sent += self.socket.send(request[sent:])
+            if sent == len(request):
+                break
+            await asyncio.sleep(0)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        return sent == len(request)
 
     async def rest(self) -> bytes:
         """All that comes until the other side closes. Where it waits for more, it is told that there is none."""
@@ -142,7 +162,7 @@ class Wire:
                 except ConnectionResetError:
                     more = b""
                 if not more:
-                    rest, self._come = self._come, b""
+                    rest, self._come = bytes(self._come), bytearray()
                     return rest
                 self._come += more
 

@@ -203,8 +203,9 @@ class HitConnection(RequestHandler):
     def _hand_on_whole(self, data: bytes) -> None:
         known = self._request_count
         super().data_received(data)
-        # One request was handed on; a parser that has found none or two has another opinion of where it ends.
-        self._aligned = self._request_count == known + 1
+        # One request was handed on; a parser that has found none or two has another opinion of where it ends. What is
+        # too large is refused, and the connection with it.
+        self._aligned = self._request_count == known + 1 and len(data) <= self._path.max_body_bytes
 
     async def finish_response(self, *args: Any) -> tuple[web.StreamResponse, bool]:
         try:
