@@ -158,7 +158,7 @@ class UpstreamSettings(_Section):
     poll_longest_seconds: Seconds = 10.0
     """The longest pause between polls. They come close together when a model's expected_seconds are nearly over."""
 
-    polls_per_second: Annotated[float, Field(ge=0)] = 100.0
+    polls_per_second: Annotated[float, Field(ge=0)] = 50.0
     """How often each worker polls in all, however many generations it waits for; 0 for no limit."""
 
     recollect_seconds: Seconds = 7 * 24 * 3600.0

@@ -44,7 +44,7 @@ class Limits:
     poll_longest_seconds: float = 10.0
     """No wait between polls is longer (a rate limit's own word excepted, and the wait for a turn)."""
 
-    polls_per_second: float = 100.0
+    polls_per_second: float = 50.0
     """Of all purchases together; 0 for no limit. Beyond it, those wait longest that could wait longest anyway."""
 
     poll_patience_seconds: float = 60.0

@@ -7,7 +7,10 @@ import base64
 import copy
 import gzip
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -70,6 +73,7 @@ QUICK = Limits(
     poll_first_seconds=0.001,
     poll_longest_seconds=0.002,
     poll_patience_seconds=0.002,
+    polls_per_second=0,
     missing_grace_seconds=0.02,
     download_backoff_seconds=0.001,
     download_read_seconds=5.0,
@@ -416,6 +420,58 @@ async def test_a_purchase_never_travels_on_a_used_connection(
 
     first, second = server.requests
     assert first.connection != second.connection
+
+
+async def test_an_interim_answer_is_not_the_answer(server: ScriptedServer, upstream: SegmindUpstream) -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+    final = b'HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n{"request_id": "abc"}\n'
+    server.on("POST", SUBMIT, raw(interim + final))
+
+    assert await upstream.submit(request()) == "abc"
+
+
+async def test_submits_share_few_connections_and_those_who_wait_for_one_have_sent_nothing(
+    server: ScriptedServer, opened: Opener
+) -> None:
+    server.on("POST", SUBMIT, answer(body={"request_id": ID}))
+
+    async with opened(replace(QUICK, connections=3)) as upstream:
+        tickets = await asyncio.gather(*(upstream.submit(request()) for _ in range(50)))
+
+    assert tickets == [ID] * 50
+    assert len(server.requests) == 50
+    # A server notices a moment later that the one before has hung up.
+    assert server.most_connections <= 2 * 3
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_sold_nothing_and_not_shown_the_key(
+    tmp_path: Path, opened: Opener, calls: Calls
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made += ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
+    subprocess.run([*made, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)  # noqa: ASYNC221 -- nobody else is waiting
+    scripted = ScriptedServer()
+    scripted.on("POST", SUBMIT, answer(body={"request_id": ID}))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    listening = await asyncio.start_server(scripted.serve, "127.0.0.1", 0, ssl=tls)
+    url = f"https://localhost:{listening.sockets[0].getsockname()[1]}"
+    try:
+        async with opened(base_url=url) as upstream:
+            with pytest.raises(UpstreamUnreachable):
+                await upstream.submit(request())
+            assert not scripted.requests
+
+            upstream._wire._purchases._tls.load_verify_locations(tmp_path / "certificate")  # type: ignore[union-attr]  # it is https
+            assert await upstream.submit(request()) == ID
+    finally:
+        listening.close()
+        await scripted.stop()
+
+    assert calls.told == [("submit", "refused")] * 3 + [("submit", "200")]
 
 
 async def test_a_redirect_at_submit_takes_the_key_nowhere(
@@ -1190,6 +1246,38 @@ async def test_a_v1_call_buys_and_its_answer_is_collected(
     assert (fetched.cost, fetched.seed, fetched.seconds) == (Money(416_000), 42, 102.5)
     [post] = server.requests
     assert (post.method, post.headers["x-api-key"]) == ("POST", KEY)
+
+
+async def test_v1_calls_that_last_do_not_wait_for_each_others_connections(
+    server: ScriptedServer, opened: Opener
+) -> None:
+    server.on("POST", V1, silent())
+
+    async with opened(replace(QUICK, connections=2), protocols={MODEL: "v1"}) as v1:
+        waiting = [asyncio.create_task(v1.submit(request())) for _ in range(20)]
+        await server.saw("POST", V1, times=20)
+        for call in waiting:
+            call.cancel()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+    # Whoever leaves hangs up.
+    await server.until(lambda: server.open_connections == 0)
+
+
+async def test_a_v1_answer_that_comes_in_pieces_and_packed_is_put_together(
+    server: ScriptedServer, v1: SegmindUpstream
+) -> None:
+    packed = gzip.compress(VIDEO)
+    head = b"HTTP/1.1 200 OK\r\nx-request-id: " + ID.encode() + b"\r\nContent-Type: video/mp4\r\n"
+    head += b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = [packed[start : start + 7] for start in range(0, len(packed), 7)]
+    body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    server.on("POST", V1, raw(head + body))
+
+    fetched = await fetch(v1, await v1.submit(request()))
+
+    assert fetched.content == [VIDEO]
 
 
 async def test_a_v1_answer_is_read_once_and_then_found_in_the_history(
