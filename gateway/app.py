@@ -495,7 +495,7 @@ async def _reading(
         saved[*place, "hit"] = tally.saved_by_hits
         saved[*place, "collapsed"] = tally.saved_by_joining
     budgets = [
-        BudgetReading(tenant.name, balance.budget.per.value, balance.budget.limit, balance.remaining)
+        BudgetReading(tenant.name, balance.budget.per.label, balance.budget.limit, balance.remaining)
         for tenant in tenants
         for balance in await ledger.balances(tenant.name, tenant.budgets)
     ]

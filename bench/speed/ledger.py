@@ -30,7 +30,8 @@ from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest, Json
 from gateway.domain.identity import Digest, Fingerprint, RequestId, Ticket
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Caller, Tenant, Window
+from gateway.domain.tenant import Budget, Caller, Tenant
+from gateway.domain.window import Window
 from gateway.ledger.contract import Sent
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.contract import Completed, RequestRecord
@@ -45,7 +46,8 @@ _PURCHASES_EACH, _PURCHASES_ALONE = 100, 200
 _LOOKS = 300
 _WRITE_BAR_MS, _TIMES_BAR = 0.2, 1.5
 
-_BUYER = Caller(Tenant("tenant-0", tuple(Budget(Money(10**15), window) for window in Window)), "key-1")
+_WINDOWS = (Window.DAY, Window.MONTH, Window.TOTAL)
+_BUYER = Caller(Tenant("tenant-0", tuple(Budget(Money(10**15), window) for window in _WINDOWS)), "key-1")
 _BLOB = Blob(Digest("ab" * 32), 3_145_728, "video/mp4")
 
 

@@ -40,7 +40,7 @@ from typing import ClassVar
 
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
-from gateway.domain.tenant import Window
+from gateway.domain.window import Window
 
 
 class CannotStart(Exception):
@@ -193,7 +193,7 @@ class BudgetExceeded(RequestRefused):
         self.resets_at = resets_at
         resets = f"resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}" if resets_at else "never resets"
         super().__init__(
-            f"Insufficient credits: this request is held at {price}, and the {window.value} budget of "
+            f"Insufficient credits: this request is held at {price}, and the {window.label} budget of "
             f"{tenant} ({limit}) has {spent} spent and {reserved} reserved. It {resets}; a retry before then "
             "will not help. Ask for less, or have the limit raised."
         )
@@ -201,7 +201,7 @@ class BudgetExceeded(RequestRefused):
     @property
     def details(self) -> Mapping[str, Json]:
         return {
-            "window": self.window.value,
+            "window": self.window.label,
             "limit_usd": self.limit.usd_number,
             "spent_usd": self.spent.usd_number,
             "reserved_usd": self.reserved.usd_number,

@@ -1,43 +1,21 @@
-"""Who may ask, and up to which budget."""
+"""Who may ask, with which key, and up to which budgets: a tree of tenants, with keys for leaves."""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
 
 from gateway.domain.money import Money
+from gateway.domain.window import Per, Span, Window
 
 
-class Window(enum.Enum):
-    """Over which stretch of time a budget counts; calendar windows are UTC."""
+@dataclass(frozen=True, slots=True)
+class TopUp:
+    """A one-off addition to a budget's limit, in the window that holds `at`."""
 
-    DAY = "day"
-    MONTH = "month"
-    TOTAL = "total"
-
-    def start(self, now: float) -> datetime | None:
-        """When the window that holds `now` began; None for a window that has no beginning."""
-        moment = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        match self:
-            case Window.DAY:
-                return moment
-            case Window.MONTH:
-                return moment.replace(day=1)
-            case Window.TOTAL:
-                return None
-
-    def resets_at(self, now: float) -> datetime | None:
-        """When the next window begins; None for a window that never ends."""
-        start = self.start(now)
-        match self:
-            case Window.TOTAL:
-                return None
-            case Window.DAY:
-                return start and start + timedelta(days=1)
-            case Window.MONTH:
-                # The 1st plus 32 days is always in the next month.
-                return start and (start + timedelta(days=32)).replace(day=1)
+    amount: Money
+    at: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +24,36 @@ class Budget:
 
     limit: Money
     per: Window
+    name: str = ""
+    """Tells it from others of the same holder; without one it is called after its window."""
+
+    models: frozenset[str] | None = None
+    """The models for which it counts; None for all together."""
+
+    top_ups: tuple[TopUp, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.name or self.per.label
+
+    def covers(self, model: str) -> bool:
+        """Whether what is spent on `model` counts."""
+        return self.models is None or model in self.models
+
+    def limit_in(self, span: Span) -> Money:
+        """The limit of the window that is `span`, with what was added to it meanwhile."""
+        return sum((top_up.amount for top_up in self.top_ups if span.holds(top_up.at)), start=self.limit)
+
+    @property
+    def is_per_request(self) -> bool:
+        """Whether it limits each request by itself, whatever was spent before."""
+        return self.per.per is Per.REQUEST
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who pays."""
+    """Who pays: an organisation, or a team anywhere below one."""
 
     name: str
     budgets: tuple[Budget, ...]
@@ -62,6 +65,80 @@ class Tenant:
     private_cache: bool = False
     """Whether this tenant's generations are kept from others, and others' from it."""
 
+    parent: Tenant | None = None
+    """To whom it belongs; every budget above it must have room, too."""
+
+    @property
+    def chain(self) -> tuple[Tenant, ...]:
+        """Itself, its parent, and so on to the organisation."""
+        return (self, *self.parent.chain) if self.parent else (self,)
+
+    @property
+    def path(self) -> str:
+        """Where it stands: `acme/film`."""
+        return f"{self.parent.path}/{self.name}" if self.parent else self.name
+
+    @property
+    def cache_scope(self) -> str | None:
+        """Within whom its generations are kept private: the nearest above it that wants that; None where nobody does."""
+        return next((tenant.name for tenant in self.chain if tenant.private_cache), None)
+
+    def may_use(self, model: str) -> bool:
+        """Whether it and everybody above it allow the model."""
+        return all(tenant.models is None or model in tenant.models for tenant in self.chain)
+
+
+class Role(enum.Enum):
+    """What a key is good for."""
+
+    CALLER = "caller"
+    """Everything that its tenant may."""
+
+    READER = "reader"
+    """To look: usage, models, requests. It buys nothing and is given no media."""
+
+    ADMIN = "admin"
+    """What a reader may, and to administer tenants and keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often a key may be used."""
+
+    requests: int
+    """On average, within `seconds`."""
+
+    seconds: int
+    burst: int
+    """At once, after a pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTerms:
+    """What one key may, within what its tenant may."""
+
+    role: Role = Role.CALLER
+    models: frozenset[str] | None = None
+    budgets: tuple[Budget, ...] = ()
+    rate: Rate | None = None
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Somebody with budgets: a tenant, or one of its keys."""
+
+    tenant: str
+    key_id: str
+    """Empty for the tenant itself."""
+
+    budgets: tuple[Budget, ...]
+
+    @property
+    def name(self) -> str:
+        """`film`, or `film#1f2e3d` for a key of it."""
+        return f"{self.tenant}#{self.key_id}" if self.key_id else self.tenant
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -69,3 +146,14 @@ class Caller:
 
     tenant: Tenant
     key_id: str
+    terms: KeyTerms = field(default_factory=KeyTerms)
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Whose budgets a request has to fit, the nearest first: its key's, and everybody's above it."""
+        key = (Holder(self.tenant.name, self.key_id, self.terms.budgets),) if self.terms.budgets else ()
+        return key + tuple(Holder(tenant.name, "", tenant.budgets) for tenant in self.tenant.chain)
+
+    def may_use(self, model: str) -> bool:
+        """Whether key and tenant allow the model."""
+        return (self.terms.models is None or model in self.terms.models) and self.tenant.may_use(model)

@@ -67,7 +67,7 @@ class Account:
     def _budget(self, balance: Balance) -> dict[str, Json]:
         resets_at = balance.budget.per.resets_at(self.clock())
         return {
-            "per": balance.budget.per.value,
+            "per": balance.budget.per.label,
             "resets_at": resets_at.strftime("%Y-%m-%dT%H:%M:%SZ") if resets_at else None,
             **_money("limit", balance.budget.limit),
             **_money("spent", balance.spent),

@@ -19,6 +19,7 @@ from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller
+from gateway.domain.window import SECONDS_PER_QUARTER, Span
 from gateway.ledger.contract import (
     Balance,
     Bought,
@@ -32,6 +33,7 @@ from gateway.ledger.contract import (
 )
 
 _SECONDS_PER_DAY = 86_400
+_QUARTERS_PER_DAY = _SECONDS_PER_DAY // SECONDS_PER_QUARTER
 
 _SCHEMA = (
     """
@@ -668,10 +670,8 @@ def _balances(
 ) -> Sequence[Balance]:
     balances = []
     for budget in budgets:
-        start = budget.per.start(now)
-        first, last = (
-            (int(start.timestamp() // _SECONDS_PER_DAY), _LAST_DAY) if start else (_ALL_DAYS, _ALL_DAYS)
-        )
+        span = budget.per.span(now) or Span()
+        first, last = (span.start // _QUARTERS_PER_DAY, _LAST_DAY) if span.end else (_ALL_DAYS, _ALL_DAYS)
         spent, reserved = connection.execute(
             "SELECT COALESCE(SUM(spent_micros), 0), COALESCE(SUM(held_micros), 0) FROM balances "
             "WHERE tenant = ? AND day BETWEEN ? AND ?",

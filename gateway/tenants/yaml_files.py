@@ -13,7 +13,8 @@ from gateway.documents.pydantic_models import parse
 from gateway.documents.spelling import nearest
 from gateway.documents.yaml_files import DocumentInvalid, Mistake, read
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Tenant, Window
+from gateway.domain.tenant import Budget, Tenant
+from gateway.domain.window import Per, Window
 from gateway.tenants.contract import TenantUnknown
 
 
@@ -88,7 +89,7 @@ def _tenant(name: str, entry: _TenantEntry) -> Tenant:
     return Tenant(
         name=name,
         budgets=tuple(
-            Budget(Money.exactly(Decimal(str(budget.limit_usd))), Window(budget.per))
+            Budget(Money.exactly(Decimal(str(budget.limit_usd))), Window(Per(budget.per)))
             for budget in entry.budgets
         ),
         models=None if entry.models is None else frozenset(entry.models),

@@ -10,8 +10,9 @@ import aiohttp
 from gateway.app import opened_ledger
 from gateway.catalog.yaml_files import load_catalog
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Tenant, Window
+from gateway.domain.tenant import Budget, Tenant
 from gateway.domain.tenant import Caller as Buyer
+from gateway.domain.window import Window
 from gateway.generation import intake
 from gateway.ledger.contract import Held, State
 from gateway.settings import load_settings

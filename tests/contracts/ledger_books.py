@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from gateway.domain.generation import Blob, GenerationRequest
 from gateway.domain.identity import Digest, Fingerprint
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Caller, Tenant, Window
+from gateway.domain.tenant import Budget, Caller, Tenant
+from gateway.domain.window import Window
 
 NOON = 1_795_392_000.0
 """2026-11-23 00:00 UTC, a Monday in the middle of nothing."""

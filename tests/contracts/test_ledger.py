@@ -21,7 +21,7 @@ from gateway.domain.errors import BudgetExceeded, StorageUnavailable
 from gateway.domain.generation import Generation, Json
 from gateway.domain.identity import PurchaseId, Ticket
 from gateway.domain.money import Money
-from gateway.domain.tenant import Window
+from gateway.domain.window import Window
 from gateway.ledger.contract import Bought, ClaimLost, Held, Purchase, Sent, State, remaining
 from gateway.ledger.sqlite import _SCHEMA, SqliteLedger
 from tests.contracts.ledger_books import BLOB, DAY_SECONDS, NOON, MovableClock, caller, request

@@ -12,7 +12,7 @@ import pytest
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.identity import RequestId, Ticket
 from gateway.domain.money import Money
-from gateway.domain.tenant import Window
+from gateway.domain.window import Window
 from gateway.ledger.contract import Bought, Held, Sent, State
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.contract import Failed, RequestRecord

@@ -29,7 +29,7 @@ from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.errors import BudgetExceeded
 from gateway.domain.identity import PurchaseId, Ticket
 from gateway.domain.money import Money
-from gateway.domain.tenant import Window
+from gateway.domain.window import Window
 from gateway.ledger.contract import Bought, Claim, ClaimLost, Held, Purchase, Sent, State
 from gateway.ledger.sqlite import SqliteLedger
 from tests.contracts.ledger_books import BLOB, DAY_SECONDS, MovableClock, caller, request
@@ -167,8 +167,8 @@ class Journal(RuleBasedStateMachine):
 
     def _room(self, tenant: str, price: Money) -> bool:
         for limit, window in LIMITS[tenant]:
-            start = window.start(self.clock())
-            first_day = int(start.timestamp() // DAY_SECONDS) if start else 0
+            span = window.span(self.clock())
+            first_day = int(span.begins_at.timestamp() // DAY_SECONDS) if span else 0
             taken = sum(
                 (row.cost or row.held).micros if row.cost != Money.ZERO else 0
                 for row in self.rows.values()

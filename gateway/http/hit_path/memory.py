@@ -381,7 +381,7 @@ class Memory:
         place, mark = self._mark(Marks.place(f"tenant:{tenant.name}"))
         now = self._clock()
         left = remaining(await self._statements.balances(tenant.name, tenant.budgets))
-        ends = [end.timestamp() for budget in tenant.budgets if (end := budget.per.resets_at(now))]
+        ends = [end for budget in tenant.budgets if (end := budget.per.turns_at(now)) is not None]
         balance = Balance(
             tenant,
             place,
