@@ -440,6 +440,10 @@ class Metrics:
     def has(self, name: str, **labels: str) -> bool:
         return any(True for _ in self._matching(name, labels))
 
+    def of(self, name: str) -> Sequence[Mapping[str, str]]:
+        """The labels, with their values, of all samples of this name."""
+        return [sample.labels for sample in self._samples if sample.name == name]
+
     def labels(self, name: str) -> set[frozenset[str]]:
         return {frozenset(sample.labels) for sample in self._samples if sample.name == name}
 

@@ -36,6 +36,9 @@ _HELD_SECONDS = 0.05
 """How long a head waits here for its body: clients that write the two apart write the second at once."""
 
 _MOST_HEADS = 10_000
+_MOST_REMEMBERED_HEAD_BYTES = 2048
+"""Nobody has to have a key to send heads: all that are remembered take 30 MB at most."""
+
 KEYS_PLACE = Marks.place(KEYS_MARK)
 
 
@@ -188,7 +191,7 @@ class HitConnection(RequestHandler):
 
     def _read_head(self, written: bytes) -> Head | None:
         head = read_head(written)
-        if head is not None:
+        if head is not None and len(written) <= _MOST_REMEMBERED_HEAD_BYTES:
             heads = self._path.heads
             if len(heads) >= _MOST_HEADS:
                 heads.clear()

@@ -178,7 +178,9 @@ class Memory:
         self._monotonic = monotonic
         self._most_bytes = most_bytes
         self._hits: Recent[Fingerprint, Hit] = Recent(_MOST_HITS)
-        self._questions: Recent[Question, Fingerprint] = Recent(most_bytes, lambda question: len(question[2]))
+        self._questions: Recent[Question, Fingerprint] = Recent(
+            most_bytes, lambda question: len(question[2]) + _QUESTION_BYTES
+        )
         self.media: OrderedDict[Digest, Medium] = OrderedDict()
         self._media_bytes = self._files = 0
         self._links: Recent[str, Link] = Recent(_MOST_LINKS)

@@ -10,6 +10,9 @@ from gateway.domain.identity import Digest
 from gateway.http.hit_path.memory import BELIEVED_SECONDS, Balance, Hit
 from gateway.http.hit_path.served import Counted
 
+_REPEAT_BYTES = 1500
+"""What a request costs beside its own bytes: the head of its answer, marks, a place in a table."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
@@ -70,8 +73,8 @@ class Repeats(dict[bytes, Repeat]):
     def note(self, request: bytes, repeat: Repeat) -> None:
         """Remember what the next answer to these very bytes takes."""
         if request not in self:
-            self._bytes += len(request)
+            self._bytes += len(request) + _REPEAT_BYTES
             if self._bytes > self._most_bytes:
                 self.clear()
-                self._bytes = len(request)
+                self._bytes = len(request) + _REPEAT_BYTES
         self[request] = repeat

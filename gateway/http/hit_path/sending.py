@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
+import sys
+import termios
 from collections.abc import Callable
 
 _MOST_AT_ONCE = 4 * 2**20
 """Bytes that are sent before others have their turn: a caller who reads fast must not keep the loop to itself."""
 
-STALLED_SECONDS = 60.0
+_STALLED_SECONDS = 60.0
 """How long a caller may take nothing at all before it is given up; nginx's send_timeout is as long."""
 
 
@@ -30,8 +33,6 @@ class Sending:
         start: int,
         count: int,
         ended: Callable[[OSError | None], None],
-        *,
-        stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
         """`out` and `file` stay the caller's, and open until `ended` is called: with what broke it, if it broke."""
         self._loop = loop
@@ -40,7 +41,6 @@ class Sending:
         self._start = self._offset = start
         self._end = start + count
         self._ended = ended
-        self._stalled_seconds = stalled_seconds
         self._head = b""
         self._waits = False
         self._watch: asyncio.TimerHandle | None = None
@@ -82,7 +82,7 @@ class Sending:
         if not self._waits:
             self._waits = True
             self._loop.add_writer(self._out.fileno(), self._go_on)
-            self._watch_from(self._offset)
+            self._watch_from(self._taken())
         return False
 
     def _go_on(self) -> None:
@@ -96,12 +96,18 @@ class Sending:
                 self.cancel()
                 self._ended(None)
 
-    def _watch_from(self, offset: int) -> None:
-        self._watch = self._loop.call_later(self._stalled_seconds, self._look, offset)
+    def _watch_from(self, taken: int) -> None:
+        self._watch = self._loop.call_later(_STALLED_SECONDS, self._look, taken)
 
-    def _look(self, offset: int) -> None:
-        if self._offset == offset:
+    def _look(self, taken_before: int) -> None:
+        taken = self._taken()
+        if taken == taken_before:
             self.cancel()
             self._ended(TimeoutError("the caller has stopped reading"))
         else:
-            self._watch_from(self._offset)
+            self._watch_from(taken)
+
+    def _taken(self) -> int:
+        """How much has been sent, less what still lies in the socket: a socket takes more only when a third is empty."""
+        waiting = fcntl.ioctl(self._out, termios.TIOCOUTQ, bytes(4))
+        return self._offset - int.from_bytes(waiting, sys.byteorder)
