@@ -20,7 +20,7 @@ _HELD, _USUAL, _SLOW = 97, 50, 95
 """Per cent of the purchases. Of 200 that leaves the six dearest out of what is held.
 
 Where one bill in a hundred is odd, say five times the usual, more than two of 200 are a third of the time: held at
-the 99th per cent, every purchase would then hold five times too much, and callers are refused for whom there is room.
+the 99th per cent, every purchase would then hold five times too much and refuse callers for whom there is room.
 """
 
 
