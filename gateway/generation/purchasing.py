@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import enum
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from gateway.blobs.contract import BlobStore, Inspection
 from gateway.cache.contract import GenerationCache
@@ -374,8 +373,17 @@ class Purchasing:
         self._at_step(Step.SUBMITTED)
         # Written down beside what the upstream already sends: nothing is settled before it is, and a crash until then
         # finds what it would have found while it was being written: a request that was sent, and no more.
-        async with _beside(self._record(sent, ticket)) as bought:
+        bought = asyncio.create_task(self._record(sent, ticket))
+        # So that the write, which is done whoever waits for it, is under way before anything can call this flight off.
+        await asyncio.sleep(0)
+        try:
             return await self._collect(ticket, bought, request, Found.BOUGHT, flight, began_at)
+        except asyncio.CancelledError:
+            bought.cancel()
+            raise
+        finally:
+            # What it raises comes first: whose claim is lost has no say in what became of it.
+            await bought
 
     async def _submit(self, sent: Sent, request: GenerationRequest) -> Ticket:
         started_at = asyncio.get_running_loop().time()
@@ -519,24 +527,6 @@ class Purchasing:
         seconds = asyncio.get_running_loop().time() - started_at
         self._metrics.upstream_seconds.labels(model, outcome).observe(seconds)
         return seconds
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """`work` goes on beside the block: it has begun when the block begins, and has ended when the block has.
-
-    What it raises comes before what the block raises. It is cancelled with the block only.
-    """
-    task = asyncio.create_task(work)
-    # So that whatever it begins with (a write, which is done whoever waits for it) is under way.
-    await asyncio.sleep(0)
-    try:
-        yield task
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    finally:
-        await task
 
 
 def _at_hand(bought: Bought) -> asyncio.Future[Bought]:

@@ -31,7 +31,7 @@ from gateway.generation.purchasing import (
     pass_by,
     persist,
 )
-from gateway.generation.single_flight import FlightCancelled, SingleFlight
+from gateway.generation.single_flight import Announcement, FlightCancelled, SingleFlight
 from gateway.ledger.contract import Custody, State
 from gateway.requests.contract import (
     Completed,
@@ -75,7 +75,7 @@ class Conclusion:
 class Follower:
     """Sees to it that a request gets its outcome, whoever waits for it."""
 
-    conclusion: asyncio.Future[Conclusion]
+    conclusion: Announcement[Conclusion]
     """Known as soon as it cannot change any more; it may still have to be written down."""
 
     task: asyncio.Task[None]
@@ -166,10 +166,9 @@ class GenerationService:
         assert follower is not None  # noqa: S101 -- `accept` gives an unconcluded record its follower
         try:
             async with asyncio.timeout(wait_seconds):
-                return await asyncio.shield(follower.conclusion)
+                return await follower.conclusion.heard()
         except TimeoutError:
-            known = follower.conclusion
-            if known.done() and not known.cancelled() and known.exception():
+            if follower.conclusion.error is not None:
                 raise
             raise StillRunning(
                 f"The generation has taken longer than {wait_seconds:g} seconds and goes on; what it makes will be "
@@ -177,7 +176,7 @@ class GenerationService:
                 "neither is billed again."
             ) from None
         except asyncio.CancelledError:
-            if follower.conclusion.cancelled():
+            if isinstance(follower.conclusion.error, asyncio.CancelledError):
                 raise ShuttingDown(
                     "The gateway is shutting down; the generation goes on after its restart. Send the same request "
                     f"again, or poll GET /v2/requests/{record.id}/status: neither is billed again."
@@ -298,19 +297,19 @@ class GenerationService:
 
     def _follow(self, record: RequestRecord, boarded: _Boarded) -> Follower:
         """See to it that the record gets its outcome, whether anybody waits for it or not."""
-        known: asyncio.Future[Conclusion] = asyncio.get_running_loop().create_future()
+        known: Announcement[Conclusion] = Announcement()
         follower = Follower(known, asyncio.create_task(self._conclude(record, boarded, known)))
         self._followers[record.id] = follower
 
         def forget(_: asyncio.Task[None]) -> None:
             del self._followers[record.id]
-            known.cancel()
+            known.fail(asyncio.CancelledError())
 
         follower.task.add_done_callback(forget)
         return follower
 
     async def _conclude(
-        self, record: RequestRecord, boarded: _Boarded, known: asyncio.Future[Conclusion]
+        self, record: RequestRecord, boarded: _Boarded, known: Announcement[Conclusion]
     ) -> None:
         boarded_at = asyncio.get_running_loop().time()
         try:
@@ -319,8 +318,7 @@ class GenerationService:
             if isinstance(error, (NotBought, RequestRefused, ResultBroken)):
                 failure = Failed(error.code, str(error), error.details)
                 await persist(lambda: self._records.conclude(record.id, failure))
-            known.set_exception(error)
-            known.exception()
+            known.fail(error)
             return
         outcome, saved = _share(record, landed, pays=boarded.pays)
         waited = (
@@ -332,12 +330,11 @@ class GenerationService:
         if outcome == _told_by_the_journal(record, landed.generation):
             # Whoever asks for the record meanwhile, and whoever resumes it after a crash, comes to the same outcome:
             # the answer need not wait until it is written down a second time.
-            known.set_result(Conclusion(outcome, waited))
+            known.tell(Conclusion(outcome, waited))
             self._at_step(Step.ANSWERED)
         await persist(lambda: self._records.conclude(record.id, outcome))
         self._at_step(Step.CONCLUDED)
-        if not known.done():
-            known.set_result(Conclusion(outcome, waited))
+        known.tell(Conclusion(outcome, waited))
 
     async def _landing(self, record: RequestRecord, boarded: _Boarded) -> tuple[_Boarded, Landed]:
         """What the flight brings home, and which flight it was in the end.

@@ -6,69 +6,129 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 K = TypeVar("K", bound=Hashable)
 C = TypeVar("C")
 T = TypeVar("T")
 
 
+class Announcement(Generic[T]):
+    """Something that is told once, to however many listen, and to nobody if nobody does.
+
+    A task shielded from each of its listeners would do the same; ten thousand of these cost a tenth of that.
+    """
+
+    __slots__ = ("_error", "_listeners", "_told", "_value")
+
+    def __init__(self) -> None:
+        self._told = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._listeners: list[asyncio.Future[None]] = []
+
+    @property
+    def told(self) -> bool:
+        """Whether it has been told, good or bad."""
+        return self._told
+
+    @property
+    def value(self) -> T | None:
+        """What was told; None until then, and where it was an error."""
+        return self._value
+
+    @property
+    def error(self) -> BaseException | None:
+        """The bad news, if it was that."""
+        return self._error
+
+    def tell(self, value: T) -> None:
+        """The first word counts."""
+        if not self._told:
+            self._value = value
+            self._tell()
+
+    def fail(self, error: BaseException) -> None:
+        """It is an error, which every listener raises; a CancelledError cancels them."""
+        if not self._told:
+            self._error = error
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = True
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            if not listener.done():
+                listener.set_result(None)
+
+    async def heard(self) -> T:
+        """What is told, once it is. Being cancelled ends the listening only."""
+        if not self._told:
+            listener: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._listeners.append(listener)
+            try:
+                await listener
+            finally:
+                if not self._told:
+                    self._listeners.remove(listener)
+        if self._error is not None:
+            # Each listener's own: a traceback would grow with every one of them.
+            raise self._error.with_traceback(None)
+        return cast("T", self._value)
+
+
 class Flight(Generic[C, T]):
     """One piece of work for many callers. It belongs to none of them: whoever leaves, it goes on."""
 
-    def __init__(self, work: Callable[[Flight[C, T]], Awaitable[T]]) -> None:
-        loop = asyncio.get_running_loop()
-        self._cleared: asyncio.Future[C | None] = loop.create_future()
-        self._landed: asyncio.Future[T] = loop.create_future()
+    def __init__(
+        self, work: Callable[[Flight[C, T]], Awaitable[T]], leave: Callable[[Flight[C, T]], None]
+    ) -> None:
+        """`leave` is called when the work has ended, before anybody is told: who asks then takes off anew."""
+        self._leave = leave
+        self._cleared: Announcement[C | None] = Announcement()
+        self._landed: Announcement[T] = Announcement()
         self._task = asyncio.create_task(self._run(work))
+        self._task.add_done_callback(self._ended)
 
     def clear(self, clearance: C | None) -> None:
         """Said by the work itself: from here on, nothing can refuse those on board."""
-        if not self._cleared.done():
-            self._cleared.set_result(clearance)
+        self._cleared.tell(clearance)
 
     def land(self, value: T) -> None:
         """Said by the work itself: this is what it returns, and what it still does keeps nobody waiting."""
         self.clear(None)
-        if not self._landed.done():
-            self._landed.set_result(value)
+        self._landed.tell(value)
 
     @property
     def landed(self) -> T | None:
         """What the work has brought home; None while it is on its way, and when it brings nothing."""
-        return self._landed.result() if self._landed.done() and not self.failed else None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it will bring nothing home."""
-        return self._landed.cancelled() or (self._landed.done() and self._landed.exception() is not None)
+        return self._landed.value
 
     async def clearance(self) -> C | None:
         """Wait until the work has been cleared or has ended, and with what; raises what ended it."""
-        return await asyncio.shield(self._cleared)
+        return await self._cleared.heard()
 
     async def landing(self) -> T:
         """What the work brings home; it raises what the work raises. Being cancelled ends the waiting only."""
-        return await asyncio.shield(self._landed)
+        return await self._landed.heard()
 
     async def _run(self, work: Callable[[Flight[C, T]], Awaitable[T]]) -> None:
         try:
             value = await work(self)
         except Exception as error:  # noqa: BLE001 -- told to the passengers, of whom there may be none
-            self._fail(error)
+            self._leave(self)
+            self._cleared.fail(error)
+            self._landed.fail(error)
         else:
+            self._leave(self)
             self.land(value)
 
-    def _fail(self, error: Exception) -> None:
-        for wait in (self._cleared, self._landed):
-            if not wait.done():
-                wait.set_exception(error)
-                wait.exception()  # Retrieved here, so that a flight without passengers fails in silence.
-
-    def _call_off(self) -> None:
-        """Its passengers are told: those who wait for the clearance why, and the others by being cancelled."""
-        self._landed.cancel()
-        self._fail(FlightCancelled("the work was cancelled"))
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            # Its passengers are told: those who wait for the clearance why, and the others by being cancelled.
+            self._leave(self)
+            self._cleared.fail(FlightCancelled("the work was cancelled"))
+            self._landed.fail(asyncio.CancelledError())
 
 
 class FlightCancelled(Exception):
@@ -102,19 +162,15 @@ class SingleFlight(Generic[K, C, T]):
         Decides without awaiting: between looking for a flight and taking off nobody else can run.
         """
         flight = self._flights.get(key)
-        # One that has just failed is as good as gone: whoever boarded it again and again would keep it from going.
-        if flight is not None and not flight.failed:
+        if flight is not None:
             return flight, True
-        flight = Flight(work)
+        flight = Flight(work, partial(self._leave, key))
         self._flights[key] = flight
-        flight._task.add_done_callback(partial(self._leave, key, flight))  # noqa: SLF001 -- same module
         return flight, False
 
-    def _leave(self, key: K, flight: Flight[C, T], task: asyncio.Task[None]) -> None:
+    def _leave(self, key: K, flight: Flight[C, T]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
-        if task.cancelled():
-            flight._call_off()  # noqa: SLF001 -- same module
 
     async def drain(self, grace_seconds: float) -> None:
         """Let what is in the air land; call off what has not landed when the grace is over."""

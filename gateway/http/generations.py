@@ -16,7 +16,7 @@ from gateway.domain.identity import RequestId
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, Tenant
 from gateway.generation import intake
-from gateway.generation.service import Accepted, GenerationService
+from gateway.generation.service import GenerationService
 from gateway.http import heads
 from gateway.http.blobs import open_blob
 from gateway.http.errors import envelope, json_response
@@ -62,10 +62,14 @@ class Generations:
     async def post_v1(self, request: web.Request) -> web.StreamResponse:
         """Wait for the generation, and answer with its media."""
         caller = self._front_door.caller(request)
+        asked, body = await self._asked(request, caller)
         for attempt in range(_ATTEMPTS_TO_OPEN):
             if attempt:
                 request[VISIT].request = self._front_door.request_ids.next()
-            accepted = await self._accept(request, caller, pollable=False)
+            accepted = await self._service.accept(request[VISIT].request, caller, asked, pollable=False)
+            if accepted.follower is not None:
+                # One of thousands, perhaps, who wait for minutes: what came over the wire is not kept for so long.
+                body = b""
             conclusion = await self._service.conclusion(
                 accepted, wait_seconds=self._catalog.find(accepted.record.request.model).deadline_seconds
             )
@@ -78,8 +82,8 @@ class Generations:
             if opened is not None:
                 left = await self._remaining(caller)
                 headers = self._headers(request, conclusion.outcome, left)
-                if conclusion.outcome.status is CacheStatus.HIT:
-                    self._on_hit(caller.tenant, accepted.record.request, await self._body(request))
+                if body and conclusion.outcome.status is CacheStatus.HIT:
+                    self._on_hit(caller.tenant, accepted.record.request, body)
                 return await opened.answer(request, headers)
             # Dropped between the look-up and now. It was paid for: ask again, and it is fetched again.
         raise ResultUnavailable("The media was made, and could not be kept; send the same request again.")
@@ -87,7 +91,8 @@ class Generations:
     async def post_v2(self, request: web.Request) -> web.StreamResponse:
         """Take the request on, and say where to ask for it."""
         caller = self._front_door.caller(request)
-        accepted = await self._accept(request, caller, pollable=True)
+        asked, _ = await self._asked(request, caller)
+        accepted = await self._service.accept(request[VISIT].request, caller, asked, pollable=True)
         record = accepted.record
         visit = request[VISIT]
         if isinstance(record.outcome, Completed):
@@ -147,19 +152,15 @@ class Generations:
 
     # --- In
 
-    async def _accept(self, request: web.Request, caller: Caller, *, pollable: bool) -> Accepted:
+    async def _asked(self, request: web.Request, caller: Caller) -> tuple[GenerationRequest, bytes]:
+        """What is asked for, and the body that says so."""
         visit = request[VISIT]
         model = self._catalog.find(request.match_info["model"])
         visit.model = model.name
-        asked = intake.name(caller.tenant, model, intake.parse(await self._body(request)))
+        body = await self._front_door.body(request)
+        asked = intake.name(caller.tenant, model, intake.parse(body))
         visit.fingerprint = asked.fingerprint
-        return await self._service.accept(visit.request, caller, asked, pollable=pollable)
-
-    async def _body(self, request: web.Request) -> bytes:
-        # Kept by hand: a body can be read once, and a request may have to be accepted again.
-        if _BODY not in request:
-            request[_BODY] = await self._front_door.body(request)
-        return request[_BODY]
+        return asked, body
 
     async def _record(self, request: web.Request, caller: Caller) -> RequestRecord:
         return await self._service.find(RequestId(request.match_info["request_id"]), caller)
@@ -281,9 +282,6 @@ class Generations:
     def _url(self, request: web.Request, path: str) -> str:
         base = self._public_url or str(request.url.origin())
         return f"{base}{path}"
-
-
-_BODY = web.RequestKey("body", bytes)
 
 
 def _prefers_the_record(request: web.Request, media_type: str) -> bool:

@@ -236,15 +236,15 @@ class SegmindUpstream:
         elapsed_seconds: float = 0.0,
     ) -> AsyncIterator[Delivery]:
         """As the contract says. The artifacts are downloaded as they are asked for."""
-        async with AsyncExitStack() as closing:
-            if response := self._held.take(ticket):
+        if response := self._held.take(ticket):
+            async with AsyncExitStack() as closing:
                 closing.callback(response.close)
-                delivery = await self._held_delivery(response, model, closing)
-            else:
-                waits = pauses(expected_seconds, elapsed_seconds, self._limits)
-                made = await self._made(ticket, model, on_progress, waits)
-                delivery = await self._delivery(made, closing)
-            yield delivery
+                yield await self._held_delivery(response, model, closing)
+        else:
+            waits = pauses(expected_seconds, elapsed_seconds, self._limits)
+            made = await self._made(ticket, model, on_progress, waits)
+            async with AsyncExitStack() as closing:
+                yield await self._delivery(made, closing)
 
     async def _delivery(self, made: _Made, closing: AsyncExitStack) -> Delivery:
         if not made.products:

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from gateway.generation.single_flight import Flight, FlightCancelled, SingleFlight
+from gateway.generation.single_flight import Announcement, Flight, FlightCancelled, SingleFlight
 
 
 class Airport:
@@ -163,6 +163,36 @@ async def test_nobody_boards_a_flight_that_has_failed(airport: Airport) -> None:
     assert max(tries) <= 3
     while "key" in airport.flights:
         await asyncio.sleep(0)
+
+
+async def test_who_leaves_stops_listening_and_the_others_hear_it() -> None:
+    news: Announcement[str] = Announcement()
+    listening = [asyncio.create_task(news.heard()) for _ in range(3)]
+    await asyncio.sleep(0)
+    listening[1].cancel()
+    await asyncio.sleep(0)
+    assert len(news._listeners) == 2
+
+    news.tell("the first word")
+    news.tell("not another")
+    news.fail(LookupError())
+
+    heard = await asyncio.gather(*listening, news.heard(), return_exceptions=True)
+    assert [heard[0], heard[2], heard[3]] == ["the first word"] * 3
+    assert isinstance(heard[1], asyncio.CancelledError)
+    assert (news.told, news.value, news.error) == (True, "the first word", None)
+
+
+async def test_who_is_cancelled_at_the_very_moment_of_the_news_is_cancelled() -> None:
+    news: Announcement[str] = Announcement()
+    listener = asyncio.create_task(news.heard())
+    await asyncio.sleep(0)
+    news.tell("good")
+    listener.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await listener
+    assert await news.heard() == "good"
 
 
 async def test_a_flight_that_is_called_off_before_it_began_keeps_nobody_waiting(airport: Airport) -> None:
