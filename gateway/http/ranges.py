@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
+@lru_cache(1024)
 def wanted(header: str | None, size: int) -> tuple[int, int] | None:
     """Where a single range starts and how long it is, 0 for one that cannot be; None for all of it.
 

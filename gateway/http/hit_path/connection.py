@@ -26,7 +26,7 @@ from gateway.http.hit_path.memory import (
 )
 from gateway.http.hit_path.plain import Ask, Fetch, Head, read_head
 from gateway.http.hit_path.repeats import Repeat, Repeats, repeat_of
-from gateway.http.hit_path.sending import Sending
+from gateway.http.hit_path.sending import Sending, push
 from gateway.http.hit_path.served import Served
 from gateway.http.request_ids import RequestIds
 from gateway.tenants.contract import KEYS_MARK, Keys
@@ -353,11 +353,25 @@ class HitConnection(RequestHandler):
     ) -> None:
         if self._out is None:
             self._out = transport.get_extra_info("socket").dup()
+        try:
+            head, pushed = push(self._out, head, medium.descriptor, start, count)
+        except OSError:
+            transport.abort()
+            sent(0)
+            return
+        if pushed == count:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            sent(count)
+            return
         medium.hold()
-        self._under_way = (medium, sent)
+        self._under_way = (medium, lambda sent_since: sent(pushed + sent_since))
         # Whoever shuts down waits for it, as for any other request.
         self._request_in_progress = True
-        self._sending = Sending(self._loop, self._out, medium.descriptor, start, count, self._sent)
+        # What the caller asks next waits in its socket.
+        transport.pause_reading()
+        self._sending = Sending(
+            self._loop, self._out, medium.descriptor, start + pushed, count - pushed, self._sent
+        )
         try:
             done = self._sending.begin(head)
         except OSError as error:
@@ -365,9 +379,6 @@ class HitConnection(RequestHandler):
             return
         if done:
             self._sent(None)
-        else:
-            # What the caller asks next waits in its socket.
-            transport.pause_reading()
 
     def _sent(self, error: OSError | None) -> None:
         self._let_go()

@@ -31,6 +31,9 @@ T = TypeVar("T")
 Question = tuple[str, str | None, bytes]
 """A model, the tenant for whom it is private, and the bytes of a body."""
 
+Identity = tuple[int, int, int, int]
+"""By what a file is known again, whatever is done to it: inode, size, times of modification and of change."""
+
 SMALL_BYTES = 64 * 2**10
 """Media up to this size are kept in memory; larger ones as open files."""
 
@@ -55,27 +58,13 @@ _MOST_LINKS = 10_000
 _MOST_BALANCES = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """By what a file is known again: whatever is done to it changes one of these."""
-
-    inode: int
-    size_bytes: int
-    modified_ns: int
-    changed_ns: int
-
-    @classmethod
-    def of(cls, seen: os.stat_result) -> _Identity:
-        return cls(seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
-
-
 @dataclass(slots=True)
 class Medium:
     """A blob that can be sent at once: its bytes, or a file that is open."""
 
     blob: Blob
     path: Path
-    identity: _Identity
+    identity: Identity
     place: int
     mark: int
     learnt_at: float
@@ -270,7 +259,7 @@ class Memory:
         """Whether its file is what it was: asked of an open file always, of one whose bytes are here now and then."""
         try:
             if medium.content is None:
-                return _Identity.of(os.fstat(medium.descriptor)) == medium.identity
+                return _identity_of(os.fstat(medium.descriptor)) == medium.identity
             if now - medium.looked_at < LOOK_EVERY_SECONDS:
                 return True
             medium.looked_at = now
@@ -424,14 +413,14 @@ def _place_of(blob: Blob) -> int:
     return Marks.place(f"blob:{blob.digest}")
 
 
-def _open(path: Path, blob: Blob) -> tuple[bytes | None, int, _Identity]:
+def _open(path: Path, blob: Blob) -> tuple[bytes | None, int, Identity]:
     """The bytes of a small file, or a descriptor of a larger one. FileNotFoundError where it is not the blob."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     opened = False
     try:
-        identity = _Identity.of(os.fstat(descriptor))
+        identity = _identity_of(os.fstat(descriptor))
         if blob.size_bytes > SMALL_BYTES:
-            content, opened = None, identity.size_bytes == blob.size_bytes
+            content, opened = None, identity[1] == blob.size_bytes
         else:
             content = os.pread(descriptor, SMALL_BYTES + 1, 0)
         if not opened and (content is None or hashlib.sha256(content).hexdigest() != blob.digest):
@@ -442,5 +431,9 @@ def _open(path: Path, blob: Blob) -> tuple[bytes | None, int, _Identity]:
     return content, descriptor if opened else -1, identity
 
 
-def _identity_at(path: Path) -> _Identity:
-    return _Identity.of(path.lstat())
+def _identity_of(seen: os.stat_result) -> Identity:
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+
+
+def _identity_at(path: Path) -> Identity:
+    return _identity_of(path.lstat())

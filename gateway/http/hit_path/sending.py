@@ -13,8 +13,32 @@ from collections.abc import Callable
 _MOST_AT_ONCE = 4 * 2**20
 """Bytes that are sent before others have their turn: a caller who reads fast must not keep the loop to itself."""
 
+_NOBODY_HAS_LOOKED = -1
+
 _STALLED_SECONDS = 60.0
 """How long a caller may take nothing at all before it is given up; nginx's send_timeout is as long."""
+
+
+def push(out: socket.socket, head: bytes, file: int, offset: int, count: int) -> tuple[bytes, int]:
+    """Send what can be sent now of a head, and of `count` bytes of a file behind it.
+
+    Answers with what is left of the head, and how much of the file was sent: all of it, what the socket had room for,
+    or what may be sent at once. Raises OSError for a socket that is broken, and for a file that has become shorter.
+    """
+    sent = 0
+    count = min(count, _MOST_AT_ONCE)
+    try:
+        while head:
+            # A caller who has yet to read what was sent before may leave no room for all of it.
+            head = head[out.send(head, socket.MSG_MORE) :]
+        while sent < count:
+            more = os.sendfile(out.fileno(), file, offset + sent, count - sent)
+            if not more:
+                raise BrokenPipeError("the file is shorter than it was")
+            sent += more
+    except BlockingIOError:
+        pass
+    return head, sent
 
 
 class Sending:
@@ -65,24 +89,14 @@ class Sending:
             self._watch = None
 
     def _send_on(self) -> bool:
-        turn_ends = min(self._end, self._offset + _MOST_AT_ONCE)
-        try:
-            while self._head:
-                # A caller who has yet to read what was sent before may leave no room for all of it.
-                self._head = self._head[self._out.send(self._head, socket.MSG_MORE) :]
-            while self._offset < turn_ends:
-                sent = os.sendfile(self._out.fileno(), self._file, self._offset, turn_ends - self._offset)
-                if not sent:
-                    raise BrokenPipeError("the file is shorter than it was")
-                self._offset += sent
-        except BlockingIOError:
-            pass
+        self._head, sent = push(self._out, self._head, self._file, self._offset, self._end - self._offset)
+        self._offset += sent
         if self._offset == self._end:
             return True
         if not self._waits:
             self._waits = True
             self._loop.add_writer(self._out.fileno(), self._go_on)
-            self._watch_from(self._taken())
+            self._watch_from(_NOBODY_HAS_LOOKED)
         return False
 
     def _go_on(self) -> None:
