@@ -11,7 +11,7 @@ AGAIN := $(MAKE) --no-print-directory --silent
 # Whether .venv can be used: of a Python that is new enough, made in this very place, and with a pip.
 SOUND := import os, pip, sys; sys.exit(sys.version_info < (3, 11) or os.path.realpath(sys.prefix) != os.path.realpath(".venv"))
 
-.PHONY: run test chaos check alerts bench-paid-once bench-quick install install-dev environment lock clean
+.PHONY: run test chaos check alerts bench bench-paid-once bench-quick install install-dev environment lock clean
 
 run: install
 	@exec $(BIN)/python -m gateway serve --config $(CONFIG)
@@ -39,7 +39,12 @@ alerts:
 bench-paid-once: install
 	@exec $(BIN)/python -m bench.paid_once $(BENCH)
 
-# How fast hits are beside nginx's, in under two minutes; wants wrk and nginx, and names what is missing. See docs/benchmarks.md.
+# How fast everything is, beside nginx, Varnish and LiteLLM as far as they are installed: writes bench/RESULTS.md and bench/plots.
+# About twelve minutes. Wants wrk and a C compiler, and root for a network of its own; names what it has not got. See docs/benchmarks.md.
+bench: install
+	@exec $(BIN)/python -m bench.speed $(BENCH)
+
+# Whether a hit costs what it did, in under two minutes: informational, nothing fails.
 bench-quick: install
 	@exec $(BIN)/python -m bench.speed --quick $(BENCH)
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,11 @@ MODEL = "ltx-2-19b-t2v"
 SECONDS_AT_FULL_TIME_SCALE = 102.69
 """What the catalogue expects of SHAPE, and the sandbox multiplies by its time scale."""
 
+COMMAND = (sys.executable, "-m", "gateway")
+SANDBOX_KEY = "SG_0123456789abcdef"
+"""What the sandbox takes for an account's key."""
+
 _SHAPE = {"width": 720, "height": 1280, "num_frames": 121}
-_GATEWAY = (sys.executable, "-m", "gateway")
-_SANDBOX_KEY = "SG_0123456789abcdef"
 _POLL_FIRST_SECONDS = 1.0
 _POLL_LONGEST_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
@@ -82,31 +84,31 @@ class Gateway:
         self, root: Path, *, delay_seconds: float, scale: float
     ) -> AsyncIterator[RunningGateway]:
         directory = directory_for(root, "gateway")
-        environment = _environment({"BENCH_UPSTREAM_KEY": _SANDBOX_KEY})
         (directory / "tenants.yaml").write_text(
             f"tenants:\n  bench:\n    budgets:\n      - {{limit_usd: {self.limit_usd:g}, per: total}}\n"
         )
         log = root / "gateway.log"
-        (directory / "gateway.yaml").write_text(_CONFIGURATION.format(models=PROJECT / "config" / "models"))
+        # Where the upstream is, is said once it is known.
+        (directory / "gateway.yaml").write_text(configuration("http://127.0.0.1:9"))
         configured = ["--config", str(directory / "gateway.yaml")]
         time_scale = f"sandbox.time_scale={delay_seconds / SECONDS_AT_FULL_TIME_SCALE:.6f}"
         sandbox = Program(
-            [*_GATEWAY, "sandbox", *configured, *_set(time_scale)],
-            log=log, environment=environment, directory=PROJECT,
+            [*COMMAND, "sandbox", *configured, *overrides(time_scale)],
+            log=log, environment=environment(), directory=PROJECT,
         )  # fmt: skip
         program = None
         try:
             said, key = await asyncio.gather(
                 sandbox.start(until="Sandbox"),
-                output(*_GATEWAY, "keys", "create", "bench", *configured, environment=environment),
+                output(*COMMAND, "keys", "create", "bench", *configured, environment=environment()),
             )
             if not key.startswith("gwk_"):
                 raise DidNotStart(key)
             sandbox_url = said.split()[-1]
             program = Program(
-                [*_GATEWAY, "serve", *configured, "--workers", str(self.workers),
-                 *_set(f"upstream.base_url={sandbox_url}", *([] if scale == 1 else self.settings(scale)))],
-                log=log, environment=environment, directory=PROJECT,
+                [*COMMAND, "serve", *configured, "--workers", str(self.workers),
+                 *overrides(f"upstream.base_url={sandbox_url}", *([] if scale == 1 else self.settings(scale)))],
+                log=log, environment=environment(), directory=PROJECT,
             )  # fmt: skip
             url = _url(await program.start(until="Upstream"))
             yield RunningGateway(program, url, key.strip(), sandbox_url)
@@ -114,6 +116,11 @@ class Gateway:
             if program is not None:
                 await program.stop()
             await sandbox.stop()
+
+
+def configuration(upstream_url: str, models: Path = PROJECT / "config" / "models") -> str:
+    """Of a gateway before the sandbox, and of that sandbox: a file that has its tenants' beside it."""
+    return _CONFIGURATION.format(models=models, upstream=upstream_url)
 
 
 _CONFIGURATION = """\
@@ -125,19 +132,21 @@ models:     {models}
 tenants:    tenants.yaml
 upstream:
   kind: segmind
-  base_url: http://127.0.0.1:9  # the sandbox's, once it is known
+  base_url: {upstream}
   api_key_env: BENCH_UPSTREAM_KEY
   result_hosts: [127.0.0.1]
 """
 
 
-def _set(*settings: str) -> list[str]:
+def overrides(*settings: str) -> list[str]:
+    """Some settings, as words of the command."""
     return [word for setting in settings for word in ("--set", setting)]
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process's, without what would be a setting of the gateway."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | dict(more)
+def environment() -> dict[str, str]:
+    """This process's, without what would be a setting of the gateway, and with the upstream's key."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    return {**kept, "BENCH_UPSTREAM_KEY": SANDBOX_KEY}
 
 
 def _url(greeting: str) -> str:

@@ -89,7 +89,7 @@ class Program:
         """SIGKILL, at once, to it and to every process that it has started."""
         if self._process is None or self._process.returncode is not None:
             return
-        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+        for pid in [self._process.pid, *descendants(self._process.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await self._process.wait()
@@ -109,13 +109,13 @@ class Program:
         return DidNotStart(f"{' '.join(self._command)} did not start: {said}")
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Of Linux: elsewhere none are known, and only the program itself is killed."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, task.read_text().split()):
-                found += [child, *_descendants(child)]
+                found += [child, *descendants(child)]
     return found
 
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of the module beside, and not of its promises: the tree of what was started is the same for both benchmarks.
-from bench.paid_once.programs import Program, _descendants, found
+from bench.paid_once.programs import Program, descendants, found
 
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _CALIBRATION_SECONDS = 1.0
@@ -52,17 +51,20 @@ class Measured(Program):
     def pids(self) -> list[int]:
         if self._process is None or self._process.returncode is not None:
             return []
-        return [self._process.pid, *_descendants(self._process.pid)]
+        return [self._process.pid, *descendants(self._process.pid)]
 
     def cpu_seconds(self) -> float:
         """What all its processes have used so far."""
-        ticks = 0
+        return sum(self.cpu_seconds_by_process().values())
+
+    def cpu_seconds_by_process(self) -> dict[int, float]:
+        ticks = {}
         for pid in self.pids:
             with contextlib.suppress(OSError):
                 # The command, in parentheses, may have spaces in it; what is counted comes behind.
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / _TICKS_A_SECOND
+                ticks[pid] = (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+        return ticks
 
     def resident_bytes(self) -> int:
         """The sum over its processes; what they share is counted for each."""

@@ -3,59 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
-from bench.speed.load import QUIET_CORES, Sample
-from bench.speed.waiting import Waited
-
-SMALL_16 = "small hit, 16 connections"
-SMALL_64 = "small hit, 64 connections"
-SMALL_1 = "small hit, 1 connection"
-VIDEO = "video hit, 16 connections"
-RANGE = "Range of 64 KiB, 16 connections"
-ONE_REQUEST = "all ask the same"
-MANY_REQUESTS = "each asks something else"
-GATEWAY, NGINX = "gateway", "nginx"
-_A_WHOLE_CORE = 0.9
-
-
-@dataclass(slots=True)
-class Findings:
-    """Everything that was seen, by scene and candidate."""
-
-    samples: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
-    passed_on: dict[str, int] = field(default_factory=dict)
-    """Generations asked of the upstream while hits were measured: 0, or they were no hits."""
-
-    start_seconds: dict[str, list[float]] = field(default_factory=dict)
-    idle_bytes: dict[str, list[int]] = field(default_factory=dict)
-    waited: dict[tuple[str, str], Waited] = field(default_factory=dict)
-    calibrations: list[float] = field(default_factory=list)
-    answer_bytes: dict[str, int] = field(default_factory=dict)
-    """How large the answers' bodies are: small and video."""
-
-    missing: list[str] = field(default_factory=list)
-    """What was not measured, and why."""
-
-    def kept(self, scene: str, candidate: str) -> Sequence[Sample]:
-        """The quiet samples, if any was; else all."""
-        samples = self.samples.get((scene, candidate), [])
-        return [sample for sample in samples if sample.quiet] or samples
-
-    def rate(self, scene: str, candidate: str) -> float | None:
-        return _median([sample.rate for sample in self.kept(scene, candidate)])
-
-    def cpu(self, scene: str, candidate: str) -> float | None:
-        return _median([sample.cpu_seconds_per_thousand for sample in self.kept(scene, candidate)])
-
-    def times_nginx(self, scene: str, candidate: str = GATEWAY, of: str = NGINX) -> float | None:
-        ours, theirs = self.rate(scene, candidate), self.rate(scene, of)
-        return ours / theirs if ours is not None and theirs else None
-
-    def cpu_of_nginx(self, scene: str) -> float | None:
-        ours, theirs = self.cpu(scene, GATEWAY), self.cpu(scene, NGINX)
-        return ours / theirs if ours is not None and theirs else None
+from bench.speed import reference
+from bench.speed.findings import HALF_RATE, Findings, Row, bars
+from bench.speed.load import QUIET_CORES
+from bench.speed.parts import Part
+from bench.speed.svg import number
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +21,8 @@ class About:
     date: str
     machine: str
     pinning: str
-    congestion: str
+    network: str
+    minutes: float
     load_averages: Sequence[float]
     """Of the minute before, and of the last minute of the run."""
 
@@ -74,72 +30,80 @@ class About:
     """None for what is not installed."""
 
     settings: Sequence[str]
-    nginx: str
+    configurations: Mapping[str, tuple[str, str]]
+    """Of each peer that took part: what kind of text it is, and the text."""
+
+    whole: bool
+    """Whether every bar was meant to be measured: then what was not is a line, too."""
+
     seconds: float
     repetitions: int
 
 
-def page(found: Findings, about: About) -> str:
+def page(found: Findings, parts: Sequence[Part], about: About, *, plots: Sequence[str]) -> str:
+    """`plots` are addresses of pictures, as they are from where the page lies."""
     versions = ", ".join(
         f"{name} {version or '**not installed**'}" for name, version in about.versions.items()
     )
-    calibration = median(found.calibrations)
+    rows = [*bars(found), *(row for part in parts for row in part.rows)]
+    rows = [row for row in rows if about.whole or row.value is not None]
     lines = [
         "# Speed: what was measured",
         "",
-        f"Made by `{about.command}` on {about.date}; {about.machine}; TCP {about.congestion}; {about.pinning}.",
-        "What each column means is in [docs/benchmarks.md](../../docs/benchmarks.md#speed).",
+        f"Made by `{about.command}` on {about.date} in {about.minutes:.0f} minutes; {about.machine}; {about.pinning}; {about.network}.",
+        _WHERE_MORE,
         "",
         f"- Versions: {versions}.",
-        f"- {about.repetitions} repetitions of {about.seconds:g} s each, candidates in turn; medians, of quiet samples if there are any.",
-        f"- Sizes: {', '.join(f'{name} {size:,} bytes' for name, size in found.answer_bytes.items())} (bodies; headers come on top).",
+        f"- {about.repetitions} repetitions of {about.seconds:g} s each, candidates in turn. A ratio is of neighbours in time; medians, of quiet repetitions if there are any.",
+        f"- Bodies: {', '.join(f'{name} {size:,} bytes' for name, size in found.answer_bytes.items())}; headers come on top.",
         f"- Load average before and after: {' and '.join(f'{load:.2f}' for load in about.load_averages)}.{_noise(found)}",
-        f"- Calibration: {calibration:,.0f} rounds of pure Python in a second of processor time ({_range(found.calibrations)}).",
-        f"- Generations asked of the upstream while hits were measured: {_passed_on(found)}.",
+        f"- Calibration: {_calibration(found)} rounds of pure Python in a second of processor time.",
+        f"- Asked of the upstream while hits were measured: {_passed_on(found)}.",
+        *(
+            f"- Half of the maximum rate: {found.half_rate:,.0f} requests/s for both."
+            for _ in _once(found.half_rate)
+        ),
         *(f"- Not measured: {what}" for what in found.missing),
         "",
         "## Beside the bars of issue 4",
         "",
-        "| what | bar | measured | |",
-        "|---|---|---|---|",
-        *_bars(found),
+        "| what | bar | measured | least to most | | remarks |",
+        "|---|---|---|---|---|---|",
+        *map(_bar, rows),
         "",
-        _NOT_YET,
+        *(f"![{name}]({name})" for name in plots),
         "",
         "## Hits",
         "",
-        "| scene | candidate | requests/s (least to most) | MB/s | p50 ms | p99 ms | server CPU s per 1,000 | of a core | hits per calibration round | failed | quiet |",
+        "| scene | candidate | answers/s (least to most) | MB/s | p50 ms | p99 ms | server CPU us each | of a core: server | load generator | failed | quiet |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_hits(found, scene, candidate, calibration) for scene, candidate in found.samples),
+        *(_hits(found, scene, candidate) for scene, candidate in found.samples),
         "",
-        "## Start and memory",
-        "",
-        "| candidate | process to first hit (least to most) | idle |",
-        "|---|---|---|",
-        *(_start(found, candidate) for candidate in found.start_seconds),
-        "",
-        "| callers wait | candidate | answered | asked of the upstream | memory each | of a core meanwhile |",
-        "|---|---|---|---|---|---|",
-        *(_waited(scene, candidate, waited) for (scene, candidate), waited in found.waited.items()),
-        "",
+        *reference.lines(found),
+        *_notes(parts),
         "## Configurations",
         "",
-        f"The gateway adds to its defaults: {', '.join(f'`{setting}`' for setting in about.settings)}. nginx:",
-        "",
-        "```nginx",
-        about.nginx.rstrip(),
-        "```",
+        f"The gateway adds to its defaults: {', '.join(f'`{setting}`' for setting in about.settings)}.",
+        *_configurations(about.configurations),
     ]
     return "\n".join([*lines, ""])
 
 
-_NOT_YET = """\
-This harness does not measure yet, of issue 4: 256 connections, 20 MB, a C server, LiteLLM, p99 at half of the maximum rate, what a miss adds,
-10,000 generations in flight, 500 slow downloads, the ledger alone, a million entries, process to first purchase."""
+_WHERE_MORE = """\
+How it is measured, and what each row means: [docs/benchmarks.md](../docs/benchmarks.md#speed). How often a video is paid for:
+[paid_once/RESULTS.md](paid_once/RESULTS.md)."""
+
+
+def _once(value: float | None) -> Sequence[float]:
+    return [] if value is None else [value]
 
 
 def _range(values: Sequence[float]) -> str:
     return f"{min(values):,.0f} to {max(values):,.0f}"
+
+
+def _calibration(found: Findings) -> str:
+    return f"{median(found.calibrations):,.0f} ({_range(found.calibrations)})" if found.calibrations else "no"
 
 
 def _noise(found: Findings) -> str:
@@ -150,122 +114,69 @@ def _noise(found: Findings) -> str:
     told = f" {quiet} of {len(every)} samples were quiet: everything else on the machine used at most {QUIET_CORES:g} of a core."
     if quiet == len(every):
         return told
-    told += " **The machine had other work to do: trust the CPU column first.**"
-    loud = [
-        f"{scene} ({name})"
-        for (scene, name), samples in found.samples.items()
-        if not any(sample.quiet for sample in samples)
-    ]
-    return f"{told} No sample was quiet of: {'; '.join(loud)}." if loud else told
+    return f"{told} **The machine had other work to do: trust processor time first.**"
 
 
 def _passed_on(found: Findings) -> str:
     return ", ".join(f"{name} {count}" for name, count in found.passed_on.items()) or "-"
 
 
-def _bars(found: Findings) -> Sequence[str]:
-    scaled = found.times_nginx(SMALL_64, f"{GATEWAY}, 2 workers", of=GATEWAY)
-    start = _median(found.start_seconds.get(GATEWAY, []))
-    each = found.waited.get((MANY_REQUESTS, GATEWAY))
-    same = found.waited.get((ONE_REQUEST, GATEWAY))
-    waiting = each or same
-    return [
-        _rate_bar("small hit, 16 connections, requests/s of nginx's", 1.2, found, SMALL_16),
-        _rate_bar("small hit, 64 connections, requests/s of nginx's", 1.2, found, SMALL_64),
-        _rate_bar(
-            "small hit whose bytes are new: there is no short cut yet, so every hit is parsed, and this is the row for 16",
-            0.8,
-            found,
-            SMALL_16,
-        ),
-        _bar("small hit, 64 connections, two workers of one's", 1.7, scaled, "x"),
-        _bar(
-            "server CPU per small hit, 16 connections, of nginx's",
-            1.0,
-            found.cpu_of_nginx(SMALL_16),
-            "x",
-            most=True,
-        ),
-        _rate_bar("video hit, 16 connections, bytes/s of nginx's", 1.0, found, VIDEO),
-        _bar("server CPU per video hit, of nginx's", 1.0, found.cpu_of_nginx(VIDEO), "x", most=True),
-        _rate_bar("Range requests, 16 connections, requests/s of nginx's", 1.0, found, RANGE),
-        _bar("server CPU per Range request, of nginx's", 1.0, found.cpu_of_nginx(RANGE), "x", most=True),
-        _bar("process to first hit", 0.5, start, " s", most=True),
-        _bar(
-            f"memory per generation in flight (the bar is for 10,000; here {each.callers:,})"
-            if each
-            else "memory per generation in flight",
-            30.0,
-            each.bytes_each / 1000 if each else None,
-            " KB",
-            most=True,
-        ),
-        _bar(
-            f"of a core while callers wait (the bar is for 5,000; here {waiting.callers:,})"
-            if waiting
-            else "of a core while callers wait",
-            5.0,
-            100 * waiting.cores if waiting else None,
-            " %",
-            most=True,
-        ),
-    ]
+def _bar(row: Row) -> str:
+    if row.value is None or row.low is None or row.high is None:
+        return f"| {row.what} | {row.bar or '-'} | - | - | {row.note} | |"
+    unit = row.unit.strip()
+    unit = unit if unit in ("x", "%", "") else f" {unit}"
+    spread = f"{_figure(row.low)} to {_figure(row.high)}"
+    return f"| {row.what} | {row.bar or '-'} | {_figure(row.value)}{unit} | {spread} | {_verdict(row)} | {row.note} |"
 
 
-def _rate_bar(what: str, bar: float, found: Findings, scene: str) -> str:
-    """What did not use its core could have done more: against such an nginx a bar can be missed, and not met."""
-    ratio = found.times_nginx(scene)
-    cores = _median([sample.server_cores for sample in found.kept(scene, NGINX)])
-    if ratio is None or cores is None or ratio < bar or cores >= _A_WHOLE_CORE:
-        return _bar(what, bar, ratio, "x")
-    return f"| {what} | >= {bar:g}x | {ratio:.3g}x | undecided: nginx used {cores:.2f} of its core, the load generator was the limit |"
+def _verdict(row: Row) -> str:
+    if row.met is None:
+        return "undecided" if row.bar else "-"
+    return "met" if row.met else "**not met**"
 
 
-def _bar(what: str, bar: float, measured: float | None, unit: str, *, most: bool = False) -> str:
-    sign = "<=" if most else ">="
-    if measured is None:
-        return f"| {what} | {sign} {bar:g}{unit} | - | not measured |"
-    met = measured <= bar if most else measured >= bar
-    return f"| {what} | {sign} {bar:g}{unit} | {measured:.3g}{unit} | {'met' if met else '**not met yet**'} |"
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _hits(found: Findings, scene: str, candidate: str, calibration: float) -> str:
-    kept = found.kept(scene, candidate)
-    every = found.samples[scene, candidate]
+def _hits(found: Findings, scene: str, candidate: str) -> str:
+    kept, every = found.kept(scene, candidate), found.samples[scene, candidate]
     rates = [sample.rate for sample in kept]
-    cpu = median(sample.cpu_seconds_per_thousand for sample in kept)
     cells = [
         scene,
         candidate,
-        f"{median(rates):,.0f} ({_range(rates)})",
+        f"{number(median(rates))} ({_range(rates)})",
         f"{median(sample.megabytes_a_second for sample in kept):,.0f}",
         f"{median(sample.p50_ms for sample in kept):.2f}",
         f"{median(sample.p99_ms for sample in kept):.2f}",
-        f"{cpu:.4f}",
+        f"{_figure(median(sample.cpu_microseconds for sample in kept))}",
         f"{median(sample.server_cores for sample in kept):.2f}",
-        f"{1000 / cpu / calibration:.3g}" if cpu else "-",
+        # It looks without a pause when it keeps to a rate: how busy it is says nothing then.
+        "-" if scene == HALF_RATE else f"{median(sample.load_cores for sample in kept):.2f}",
         str(sum(sample.refused + sample.broken for sample in every)),
         f"{sum(sample.quiet for sample in every)}/{len(every)}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _start(found: Findings, candidate: str) -> str:
-    seconds = found.start_seconds[candidate]
-    idle = found.idle_bytes[candidate]
-    return (
-        f"| {candidate} | {median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}) "
-        f"| {median(idle) / 1e6:.1f} MB |"
-    )
+def _notes(parts: Sequence[Part]) -> Sequence[str]:
+    notes = [f"- {part.name}: {note}" for part in parts for note in part.notes]
+    return ["## Notes", "", *notes, ""] if notes else []
 
 
-def _waited(scene: str, candidate: str, waited: Waited) -> str:
-    early = f" ({waited.early} too early)" if waited.early else ""
-    return (
-        f"| {waited.callers:,}; {scene} | {candidate} | {waited.answered:,}{early} | {waited.asked_upstream:,} "
-        f"| {waited.bytes_each / 1000:.1f} KB | {waited.cores:.3f} |"
-    )
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return median(values) if values else None
+def _configurations(configurations: Mapping[str, tuple[str, str]]) -> Sequence[str]:
+    lines = []
+    for name, (kind, text) in configurations.items():
+        lines += [
+            "",
+            "<details>",
+            f"<summary>{name}</summary>",
+            "",
+            f"```{kind}",
+            text.rstrip(),
+            "```",
+            "",
+            "</details>",
+        ]
+    return lines
