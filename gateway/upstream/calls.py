@@ -1,8 +1,11 @@
-"""Purchases on the wire: one POST on a connection of its own, and its answer.
+"""Calls to the upstream on bare connections: purchases, and the questions that follow them.
 
 A purchase gets a connection of its own: on one that was kept alive, a server's timely hanging up would look like silence
-after a request. Thousands of v1 calls may be open at once, for minutes each, so a call that waits is a socket and little
-else: the HTTP client's session makes, for the same, an order of magnitude more, of which nothing is used here.
+after a request. A question may travel on a kept one, and is asked once more where that proves to be gone.
+
+Thousands of v1 calls may be open at once, for minutes each, and as many purchases are polled: so a call that waits is a
+socket and little else, and a poll is a few lines of text each way. The HTTP client's session makes, for the same, an order
+of magnitude more, of which nothing is used here.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -21,6 +25,7 @@ from yarl import URL
 from gateway.upstream.limits import Limits
 
 _ADDRESSES_SECONDS = 30.0
+_KEPT_SECONDS = 15.0
 _READ_BYTES = 1 << 18
 
 
@@ -44,6 +49,8 @@ class OpenAnswer:
     """The body, unpacked."""
 
     connection: ResponseHandler
+    keep: Callable[[ResponseHandler], None] | None = None
+    """Takes the connection back that can be used again; None for one that is used once."""
 
     @property
     def content_type(self) -> str:
@@ -57,8 +64,11 @@ class OpenAnswer:
         return int(length) if length.isdecimal() else None
 
     def close(self) -> None:
-        """Hang up, whatever has come; may be called twice."""
-        self.connection.close()
+        """Have done with it, whatever has come; may be called twice."""
+        if self.keep is not None and self.content.is_eof() and not self.connection.should_close:
+            self.keep(self.connection)
+        else:
+            self.connection.close()
 
 
 class Calls:
@@ -76,13 +86,19 @@ class Calls:
                 "Host": origin.host_port_subcomponent or "",
                 "Accept": "*/*",
                 "Accept-Encoding": "gzip, deflate",
-                "Connection": "close",
                 **headers,
             }.items()
         )
         self._limits = limits
         self._addresses: Sequence[str] = ()
         self._addresses_until = 0.0
+        self._kept: dict[ResponseHandler, float] = {}
+
+    def close(self) -> None:
+        """Hang up where nobody is asked any more."""
+        for connection in self._kept:
+            connection.close()
+        self._kept.clear()
 
     async def post(self, target: str, body: bytes) -> OpenAnswer:
         """POST JSON, once; `target` is the path, quoted. The caller sees to it that the wait has an end.
@@ -90,14 +106,46 @@ class Calls:
         Raises NotConnected or aiohttp.ConnectionTimeoutError when nothing was sent, and other kinds of
         aiohttp.ClientError when something may have been.
         """
-        transport, connection = await self._connected()
+        head = (
+            f"POST {target} HTTP/1.1\r\n{self._head}Connection: close\r\nContent-Type: application/json\r\n"
+        )
+        message = f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+        return await self._exchanged(await self._connected(), message)
+
+    async def get(self, target: str) -> OpenAnswer:
+        """GET, on a kept connection if there is one; else as `post`."""
+        message = f"GET {target} HTTP/1.1\r\n{self._head}\r\n".encode("latin-1")
+        if (kept := self._take()) is not None:
+            with suppress(aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                return await self._exchanged(kept, message, self._keep)
+        return await self._exchanged(await self._connected(), message, self._keep)
+
+    def _keep(self, connection: ResponseHandler) -> None:
+        self._kept[connection] = asyncio.get_running_loop().time()
+
+    def _take(self) -> ResponseHandler | None:
+        """The one that was used last: the others may rest, and be hung up on."""
+        fresh_since = asyncio.get_running_loop().time() - _KEPT_SECONDS
+        while self._kept:
+            connection, used_at = self._kept.popitem()
+            if used_at >= fresh_since and connection.is_connected() and not connection.should_close:
+                return connection
+            connection.close()
+        return None
+
+    async def _exchanged(
+        self,
+        connection: ResponseHandler,
+        message: bytes,
+        keep: Callable[[ResponseHandler], None] | None = None,
+    ) -> OpenAnswer:
         try:
-            head = f"POST {target} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
-            transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body)
+            assert connection.transport is not None  # noqa: S101 -- connected just now, or looked at
+            connection.transport.write(message)
             while True:
-                message, content = await connection.read()
-                if not 100 <= message.code < 200:
-                    return OpenAnswer(message.code, message.headers, content, connection)
+                head, content = await connection.read()
+                if not 100 <= head.code < 200:
+                    return OpenAnswer(head.code, head.headers, content, connection, keep)
         except HttpProcessingError as fault:
             connection.close()
             raise Garbled(str(fault)) from None
@@ -105,7 +153,7 @@ class Calls:
             connection.close()
             raise
 
-    async def _connected(self) -> tuple[asyncio.WriteTransport, ResponseHandler]:
+    async def _connected(self) -> ResponseHandler:
         try:
             async with asyncio.timeout(self._limits.connect_seconds):
                 return await self._connect()
@@ -116,12 +164,12 @@ class Calls:
             self._addresses_until = 0.0
             raise NotConnected(str(fault)) from fault
 
-    async def _connect(self) -> tuple[asyncio.WriteTransport, ResponseHandler]:
+    async def _connect(self) -> ResponseHandler:
         loop = asyncio.get_running_loop()
         addresses = await self._resolved(loop)
         for left, address in enumerate(addresses, start=1 - len(addresses)):
             try:
-                return await loop.create_connection(
+                _, connection = await loop.create_connection(
                     lambda: _Connection(loop),
                     address,
                     self._port,
@@ -131,6 +179,8 @@ class Calls:
             except OSError:
                 if not left:
                     raise
+            else:
+                return connection
         raise AssertionError("the last address connects or raises")
 
     async def _resolved(self, loop: asyncio.AbstractEventLoop) -> Sequence[str]:

@@ -117,12 +117,13 @@ class SegmindUpstream:
         if strange := set(protocols.values()) - {"v1", "v2"}:
             raise ValueError(f"unknown protocol {min(strange)}: v1 or v2")
         async with AsyncExitStack() as closing:
-            purchases = await asyncio.to_thread(
+            calls = await asyncio.to_thread(
                 Calls,
                 URL(base_url),
                 headers={"User-Agent": _USER_AGENT, "x-api-key": api_key.reveal()},
                 limits=limits,
             )
+            closing.callback(calls.close)
             questions = await closing.enter_async_context(_session(limits, limits.answer_seconds))
             files = await closing.enter_async_context(
                 _session(limits, limits.download_read_seconds, headers={"Accept-Encoding": "identity"})
@@ -132,7 +133,7 @@ class SegmindUpstream:
             wire = Wire(
                 base_url=base_url,
                 api_key=api_key,
-                purchases=purchases,
+                calls=calls,
                 questions=questions,
                 limits=limits,
                 on_call=on_call,

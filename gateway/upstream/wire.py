@@ -31,7 +31,7 @@ def segment(name: str) -> str:
 class Wire:
     """Asks, and answers with values: a network's error holds the request's headers, and so the key.
 
-    No redirect is followed. A GET may be sent twice (aiohttp does so when a connection drops), a POST never is.
+    No redirect is followed. A GET may be sent twice, where a kept connection proves to be gone; a POST never is.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Wire:
         *,
         base_url: str,
         api_key: Secret,
-        purchases: Calls,
+        calls: Calls,
         questions: aiohttp.ClientSession,
         limits: Limits,
         on_call: OnCall,
     ) -> None:
-        self._base_url = base_url
         self._path = URL(base_url).raw_path.rstrip("/")
         self._api_key = api_key
-        self._purchases = purchases
+        self._calls = calls
         self._buying_at_once = asyncio.Semaphore(limits.connections)
+        self._asking_at_once = asyncio.Semaphore(limits.connections)
         self._questions = questions
         self._limits = limits
         self._on_call = on_call
@@ -66,7 +66,8 @@ class Wire:
 
     async def ask(self, operation: str, path: str, *, base_url: str | None = None) -> Answer | Silence:
         """GET something that costs nothing; `base_url` for another service of the upstream's."""
-        return await self._counted(operation, self._asked((base_url or self._base_url) + path))
+        asked = self._looked_up(base_url + path) if base_url else self._asked(path)
+        return await self._counted(operation, asked)
 
     async def submit_and_wait(self, path: str, body: bytes) -> OpenAnswer | Answer | Silence:
         """POST a v1 purchase, once: a success is answered open, its body still to come, and to be closed."""
@@ -79,7 +80,27 @@ class Wire:
         self._on_call(operation, status, asyncio.get_running_loop().time() - started)
         return outcome
 
-    async def _asked(self, url: str) -> Answer | Silence:
+    async def _asked(self, path: str) -> Answer | Silence:
+        async with self._asking_at_once:
+            return await self._answered(self._calls.get(self._path + path))
+
+    async def _bought(self, path: str, body: bytes) -> Answer | Silence:
+        async with self._buying_at_once:
+            return await self._answered(self._calls.post(self._path + path, body))
+
+    async def _answered(self, call: Awaitable[OpenAnswer]) -> Answer | Silence:
+        with ExitStack() as closing:
+            response: OpenAnswer | None = None
+            try:
+                async with asyncio.timeout(self._limits.answer_seconds):
+                    response = await call
+                    closing.callback(response.close)
+                    return Answer(response.status, response.headers, await self._read(response))
+            except NETWORK_FAULTS as fault:
+                return _broken_off(response, fault)
+
+    async def _looked_up(self, url: str) -> Answer | Silence:
+        """Of another service of the upstream's: seldom, and not worth a connection of its own."""
         with ExitStack() as closing:
             response: aiohttp.ClientResponse | None = None
             try:
@@ -95,22 +116,10 @@ class Wire:
             except NETWORK_FAULTS as fault:
                 return _broken_off(response, fault)
 
-    async def _bought(self, path: str, body: bytes) -> Answer | Silence:
-        async with self._buying_at_once:
-            with ExitStack() as closing:
-                response: OpenAnswer | None = None
-                try:
-                    async with asyncio.timeout(self._limits.answer_seconds):
-                        response = await self._purchases.post(self._path + path, body)
-                        closing.callback(response.close)
-                        return Answer(response.status, response.headers, await self._read(response))
-                except NETWORK_FAULTS as fault:
-                    return _broken_off(response, fault)
-
     async def _awaited(self, path: str, body: bytes) -> OpenAnswer | Answer | Silence:
         try:
             async with asyncio.timeout(self._limits.v1_answer_seconds):
-                response = await self._purchases.post(self._path + path, body)
+                response = await self._calls.post(self._path + path, body)
         except NETWORK_FAULTS as fault:
             return _silence(fault)
         if 200 <= response.status < 300:

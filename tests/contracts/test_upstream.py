@@ -430,6 +430,34 @@ async def test_an_interim_answer_is_not_the_answer(server: ScriptedServer, upstr
     assert await upstream.submit(request()) == "abc"
 
 
+async def test_questions_travel_on_a_kept_connection_and_are_asked_again_where_it_is_gone(
+    server: ScriptedServer, upstream: SegmindUpstream, calls: Calls
+) -> None:
+    completes(server)
+    gone = answer(body={"status": "PROCESSING"}, headers={"Connection": "keep-alive"})
+    server.on("GET", STATUS, gone, gone, hang_up, gone, answer(200, {"status": "COMPLETED"}))
+
+    fetched = await fetch(upstream)
+
+    assert fetched.content == [VIDEO]
+    connections = [asked.connection for asked in server.seen("GET", STATUS)]
+    # The third took the connection down with it, and was asked again on another.
+    assert connections[0] == connections[1] == connections[2] != connections[3]
+    assert ("poll", "disconnected") not in calls.told
+
+
+async def test_a_connection_that_the_server_closes_after_an_answer_is_not_kept(
+    server: ScriptedServer, upstream: SegmindUpstream
+) -> None:
+    completes(server)
+    last = answer(body={"status": "PROCESSING"}, headers={"Connection": "close"})
+    server.on("GET", STATUS, last, last, answer(200, {"status": "COMPLETED"}))
+
+    assert (await fetch(upstream)).content == [VIDEO]
+    connections = [asked.connection for asked in server.seen("GET", STATUS)]
+    assert len(set(connections)) == 3
+
+
 async def test_submits_share_few_connections_and_those_who_wait_for_one_have_sent_nothing(
     server: ScriptedServer, opened: Opener
 ) -> None:
@@ -465,7 +493,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_sold_nothing_and_not_sho
                 await upstream.submit(request())
             assert not scripted.requests
 
-            upstream._wire._purchases._tls.load_verify_locations(tmp_path / "certificate")  # type: ignore[union-attr]  # it is https
+            upstream._wire._calls._tls.load_verify_locations(tmp_path / "certificate")  # type: ignore[union-attr]  # it is https
             assert await upstream.submit(request()) == ID
     finally:
         listening.close()
