@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gateway.domain.budget import Budget, Holder
 from gateway.domain.money import Money
+from gateway.domain.tenant import Budget, Holder
 from gateway.domain.window import SECONDS_PER_QUARTER, Per, Span, Window
 
 _HOUR, _DAY = 3600, 86_400

@@ -5,6 +5,7 @@
     │   ├── MalformedRequest      not a JSON object
     │   ├── InvalidParameters     a JSON object, but not one that this model takes
     │   ├── Unauthenticated       no key, an unknown key, a revoked key
+    │   ├── KeyEnded              a key that was revoked, or ran out, between the asking and the buying
     │   ├── ModelForbidden        not for this tenant
     │   ├── PriceUnknown          nobody can say what it would cost, so it is not sold
     │   ├── ModelUnknown, RequestUnknown, BlobUnknown, RouteUnknown
@@ -118,6 +119,16 @@ class InvalidParameters(RequestRefused):
 
 class Unauthenticated(RequestRefused):
     code = "invalid_api_key"
+
+
+class KeyEnded(RequestRefused):
+    """The key was good when the request came, and is not any more now that it would buy."""
+
+    code = "key_ended"
+
+    def __init__(self, message: str, *, key_id: str) -> None:
+        self.key_id = key_id
+        super().__init__(message)
 
 
 class ModelForbidden(RequestRefused):

@@ -30,6 +30,9 @@ class Budget:
     models: frozenset[str] | None = None
     """The models for which it counts; None for all together."""
 
+    alert_at: tuple[int, ...] | None = None
+    """At which hundredths of the limit somebody is told; None: at those that the settings have."""
+
     top_ups: tuple[TopUp, ...] = ()
 
     @property
@@ -147,6 +150,8 @@ class Caller:
     tenant: Tenant
     key_id: str
     terms: KeyTerms = field(default_factory=KeyTerms)
+    place: int = 0
+    """Where its rate is kept: no other key with a rate has the same."""
 
     @property
     def holders(self) -> tuple[Holder, ...]:

@@ -20,6 +20,7 @@ STATUSES: Mapping[type[GatewayError], int] = {
     errors.InvalidParameters: 400,
     errors.UpstreamRefused: 400,
     errors.Unauthenticated: 401,
+    errors.KeyEnded: 401,
     errors.ModelForbidden: 403,
     errors.PriceUnknown: 403,
     errors.LinkInvalid: 403,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.balance import Balance, pace_seconds, remaining
-from gateway.domain.budget import Budget, Holder, TopUp
 from gateway.domain.money import Money
+from gateway.domain.tenant import Budget, Holder, TopUp
 from gateway.domain.window import Per, Span, Window
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
