@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 from gateway.domain.window import SECONDS_PER_QUARTER, Span
 from gateway.ledger.contract import Discrepancy
@@ -86,7 +87,11 @@ def series_of(connection: sqlite3.Connection, path: str, key_id: str, model: str
     wanted = [*_series(path, key_id, model)]
     rows = ", ".join(["(?, ?, ?, ?)"] * len(wanted))
     values = [value for names in wanted for value in names]
-    query = f"SELECT id FROM series WHERE (tenant, key_id, model, path) IN (VALUES {rows})"
+    # From the names to the series, never the other way round: as a condition they would be a walk through all series.
+    query = (
+        f"WITH wanted (tenant, key_id, model, path) AS (VALUES {rows}) SELECT id FROM wanted "
+        "CROSS JOIN series USING (tenant, key_id, model, path)"
+    )
     found = connection.execute(query, values).fetchall()
     if len(found) < len(wanted):
         connection.execute(
@@ -161,6 +166,21 @@ def within(
         (_FOREVER if span.end is None else span.end, span.start, tenant, key_id, *chosen),
     ).fetchone()
     return spent, held
+
+
+def by_tenant_and_model(
+    connection: sqlite3.Connection, which: Literal["spent_micros", "held_micros"], tenant: str | None
+) -> Iterator[tuple[str, str, int]]:
+    """What was ever spent, or is held, with a tenant's own keys, by tenant and model; one tenant's, if one is named."""
+    condition, values = ("", ()) if tenant is None else ("AND tenant = ?", (tenant,))
+    yield from connection.execute(
+        f"""
+        SELECT tenant, model, SUM({which}) FROM series
+        JOIN sums ON sums.series = series.id AND quarter = (SELECT MAX(quarter) FROM sums WHERE series = series.id)
+        WHERE key_id != '' AND model != '' {condition} GROUP BY tenant, model HAVING SUM({which}) > 0
+        """,
+        values,
+    )
 
 
 def frees_at(

@@ -334,3 +334,21 @@ def test_whatever_is_wrong_in_the_books_is_found_and_named(
     assert found
     assert found[0].where == where
     assert found[0].problem.endswith(problem)
+
+
+def test_no_question_and_no_booking_walks_through_all_that_there_is(books: sqlite3.Connection) -> None:
+    asked: list[str] = []
+    books.set_trace_callback(asked.append)
+    _end(books, _reserve(books, "acme/film", "k1", "kling", START, 300), 310)
+    for models in (None, ("kling", "flux")):
+        for span in (Span(), Span(START), Span(START, START + 1)):
+            sums.within(books, "acme", "", models, span)
+            sums.frees_at(books, "acme", "", models, span, shortfall_micros=1, rolling_seconds=3600)
+    books.set_trace_callback(None)
+
+    steps = [step for query in asked for *_, step in books.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert [step for step in steps if step.startswith("SEARCH")]
+    walked = {
+        step.removeprefix("SCAN ").removeprefix("TABLE ").split()[0] for step in steps if "SCAN" in step
+    }
+    assert walked.isdisjoint({"series", "sums", "upto", "before", "purchases"})
