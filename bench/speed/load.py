@@ -215,7 +215,7 @@ def on_the_wire(request: Request) -> bytes:
     """As a client sends it that keeps its connection open."""
     where = urlsplit(request.url)
     lines = [
-        f"{request.method} {where.path}{'?' + where.query if where.query else ''} HTTP/1.1",
+        f"{request.method} {where.path or '/'}{'?' + where.query if where.query else ''} HTTP/1.1",
         f"Host: {where.netloc}",
     ]
     lines += [f"{name}: {value}" for name, value in request.headers.items()]

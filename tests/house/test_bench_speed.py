@@ -225,6 +225,25 @@ async def test_the_load_generator_counts_what_was_answered_refused_and_broken_of
     assert sample.received_bytes > 100_000 * sample.answers
 
 
+async def test_at_a_rate_a_latency_counts_from_when_the_request_was_due(
+    native: Native, tmp_path: Path
+) -> None:
+    held_seconds, due = 0.02, 50
+
+    async def answer(_request: web.Request) -> web.Response:
+        await asyncio.sleep(held_seconds)
+        return web.Response()
+
+    async with _server(answer) as url:
+        sample = await native.load(
+            _nobody(tmp_path), [Request("GET", url)], connections=1, seconds=0.5, rate=due / 0.5
+        )
+
+    assert (sample.answers, sample.refused, sample.broken) == (due, 0, 0)
+    # The last was due after half a second and had to wait for all the others; on a connection of its own it takes 20 ms.
+    assert sample.p99_ms >= 1000 * (0.95 * due * held_seconds - 0.5)
+
+
 async def test_the_ceiling_sends_the_whole_file_to_whoever_asks(native: Native, tmp_path: Path) -> None:
     content = os.urandom(300_000)
     file = tmp_path / "file"
@@ -279,6 +298,20 @@ def test_where_the_load_generator_was_the_limit_a_bar_can_be_missed_and_not_met(
     assert _row(seen(150), "3 MB hit: bytes/s of nginx's").met is None
     assert "the load generator was full with nginx" in _row(seen(150), "3 MB hit: bytes/s of nginx's").note
     assert _row(seen(50), "3 MB hit: bytes/s of nginx's").met is False
+
+
+def test_what_has_to_be_small_is_met_by_what_is() -> None:
+    def row(ours: float) -> Row:
+        dear = replace(_sample(100), server_cpu_seconds=ours)
+        return _row(
+            Findings({(VIDEO, GATEWAY): [dear], (VIDEO, NGINX): [_sample(100)]}), "3 MB hit: server CPU"
+        )
+
+    assert [(row(cpu).value, row(cpu).met) for cpu in (0.5, 1.0, 1.5)] == [
+        (0.5, True),
+        (1.0, True),
+        (1.5, False),
+    ]
 
 
 def test_two_workers_are_judged_by_the_busier_one() -> None:

@@ -221,20 +221,17 @@ int main(int count, char **words) {
         rest(&connections[i]);
     }
 
-    int64_t began = now(), ends = began + (int64_t)(atof(words[3]) * 1e9), time = began, due_count = 0, most_behind = 0;
-    for (; time < ends || (rate > 0 && answers + broken < due_count && time < ends + DRAIN_NS); time = now()) {
+    double seconds = atof(words[3]);
+    int64_t began = now(), ends = began + (int64_t)(seconds * 1e9), time = began;
+    int64_t all = (int64_t)(rate * seconds), asked = 0, most_behind = 0;
+    for (; time < ends || (answers + broken < all && time < ends + DRAIN_NS); time = now()) {
         if (rate > 0) {
-            int64_t behind = 0;
-            if (time < ends) {
-                /* As many as are due by now; each keeps its own moment, also when it has to wait for a connection. */
-                int64_t due_by_now = (int64_t)((double)(time - began) / 1e9 * rate) + 1;
-                behind = due_by_now - due_count;
-            }
-            static int64_t asked_count;
-            due_count += behind;
-            while (idle_count && asked_count < due_count)
-                ask(&connections[idle[--idle_count]], began + (int64_t)((double)asked_count++ / rate * 1e9));
-            if (due_count - asked_count > most_behind) most_behind = due_count - asked_count;
+            /* Each keeps the moment at which it was due, also when it has to wait for a connection. */
+            int64_t due = (int64_t)((double)(time - began) / 1e9 * rate) + 1;
+            if (due > all) due = all;
+            while (idle_count && asked < due)
+                ask(&connections[idle[--idle_count]], began + (int64_t)((double)asked++ / rate * 1e9));
+            if (due - asked > most_behind) most_behind = due - asked;
         } else {
             while (idle_count) ask(&connections[idle[--idle_count]], now());
         }
@@ -250,7 +247,7 @@ int main(int count, char **words) {
             }
         }
     }
-    if (rate > 0) broken += due_count - answers - broken;
+    if (rate > 0) broken = all - answers;
     int64_t elapsed = (rate > 0 ? ends : time) - began;
     qsort(latencies, latency_count, sizeof *latencies, by_size);
     printf(
