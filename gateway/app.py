@@ -26,7 +26,6 @@ from gateway.domain.errors import CannotStart, GatewayError, ModelUnknown
 from gateway.domain.expectation import Expectation
 from gateway.domain.generation import GenerationRequest
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller
 from gateway.generation.drift import BalanceWatch, ForeignSpend
 from gateway.generation.housekeeping import Errand, Housekeeping
 from gateway.generation.inspection import inspect
@@ -53,8 +52,8 @@ from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
 from gateway.settings import Settings, UpstreamSettings
 from gateway.telemetry.metrics import BudgetReading, Metrics, Reading
-from gateway.tenants.contract import Tenants, TenantUnknown
-from gateway.tenants.sqlite import SqliteKeys
+from gateway.tenants.contract import Declared, Tenants
+from gateway.tenants.sqlite import SqliteDirectory
 from gateway.tenants.yaml_files import load_tenants
 from gateway.upstream.limits import Limits
 from gateway.upstream.secret import Secret
@@ -82,7 +81,7 @@ class RunningGateway:
 
     url: str
     operations_url: str
-    keys: SqliteKeys
+    keys: SqliteDirectory
     service: GenerationService
     shutdown_grace_seconds: float
 
@@ -105,7 +104,7 @@ async def running_gateway(
     `sandbox_url` is where the sandbox listens, for `upstream.kind: sandbox`. With `shared_ports`, other processes may
     listen on the same ports, and the kernel deals the connections out. Raises CannotStart, DocumentInvalid.
     """
-    catalog, tenants = declared(settings)
+    catalog, said = declared(settings)
     metrics = Metrics(shared_directory=environment.get(METRICS_VARIABLE))
     async with AsyncExitStack() as stack:
         directory = _prepared(settings.storage.directory)
@@ -126,8 +125,9 @@ async def running_gateway(
         )
         records = SqliteRequestRecords(database, clock=clock, owner=owners.name, is_alive=owners.is_alive)
         tallies = SqliteTallies(database)
-        keys = SqliteKeys(database, tenants=tenants, clock=clock)
-        stack.callback(keys.close)
+        tenants = SqliteDirectory(database, clock=clock)
+        stack.callback(tenants.close)
+        await tenants.apply(said, who="start", if_other=True)
         cache = await asyncio.to_thread(
             DiskGenerationCache,
             directory / "cache",
@@ -169,7 +169,7 @@ async def running_gateway(
             records=records,
             tallies=tallies,
             clock=clock,
-            identify=lambda tenant, key: _identified(tenants, tenant, key),
+            identify=lambda _tenant, key: tenants.caller(key),
             at_step=at_step,
         )
         stack.push_async_callback(tallies.flush)
@@ -180,7 +180,7 @@ async def running_gateway(
             stack,
             marks,
             catalog,
-            keys,
+            tenants,
             purchasing,
             service,
             blobs,
@@ -219,6 +219,7 @@ async def running_gateway(
         errands = _errands(
             settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
         )
+        errands = (*errands, Errand("write down uses", tenants.write_down_uses, 60.0))
         housekeeping = asyncio.create_task(Housekeeping(errands).run())
         stack.push_async_callback(_cancelled, housekeeping)
         listen = settings.listen
@@ -241,7 +242,7 @@ async def running_gateway(
                 hit_path=hit_path,
             )
         )
-        yield RunningGateway(url, operations_url, keys, service, settings.shutdown.grace_seconds)
+        yield RunningGateway(url, operations_url, tenants, service, settings.shutdown.grace_seconds)
 
 
 def _front(
@@ -250,7 +251,7 @@ def _front(
     stack: AsyncExitStack,
     marks: Marks,
     catalog: Catalog,
-    keys: SqliteKeys,
+    keys: SqliteDirectory,
     purchasing: Purchasing,
     service: GenerationService,
     blobs: DiskBlobStore,
@@ -308,22 +309,28 @@ def _front(
     return front, hit_path
 
 
-def declared(settings: Settings) -> tuple[Catalog, Tenants]:
-    """The models and the tenants that the settings lead to. Raises DocumentInvalid."""
+def declared(settings: Settings) -> tuple[Catalog, Sequence[Declared]]:
+    """The models and the tenants in the files that the settings name. Raises DocumentInvalid."""
     catalog = load_catalog(settings.models)
     return catalog, load_tenants(settings.tenants, models=[model.name for model in catalog])
 
 
 @asynccontextmanager
-async def opened_keys(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteKeys]:
-    """The tenants' keys alone, for commands; a gateway may be running on the same ledger."""
-    _, tenants = declared(settings)
-    with _opened_database(_prepared(settings.storage.directory)) as database:
-        keys = SqliteKeys(database, tenants=tenants, clock=clock)
-        try:
-            yield keys
-        finally:
-            keys.close()
+async def opened_directory(
+    settings: Settings, *, clock: Clock = SYSTEM_CLOCK
+) -> AsyncIterator[SqliteDirectory]:
+    """The tenants and their keys alone, for commands; a gateway may be running on the same ledger.
+
+    The file of tenants is applied where none ever was: keys can be made before the first start.
+    """
+    with (
+        _opened_database(_prepared(settings.storage.directory)) as database,
+        closing(SqliteDirectory(database, clock=clock)) as directory,
+    ):
+        if not await directory.was_applied():
+            _, said = declared(settings)
+            await directory.apply(said, who="first use", if_other=True)
+        yield directory
 
 
 @asynccontextmanager
@@ -534,13 +541,6 @@ def _pace(settings: Settings) -> float:
     """What works fifty times as fast is asked fifty times as often."""
     is_sandbox = settings.upstream.kind == "sandbox"
     return min(1.0, max(settings.sandbox.time_scale, 0.01)) if is_sandbox else 1.0
-
-
-def _identified(tenants: Tenants, tenant: str, key_id: str) -> Caller | None:
-    try:
-        return Caller(tenants.find(tenant), key_id)
-    except TenantUnknown:
-        return None
 
 
 def _prepared(directory: Path) -> Path:

@@ -16,9 +16,8 @@ from bench.paid_once.ours import COMMAND, PROJECT, SANDBOX_KEY, configuration, e
 from bench.paid_once.programs import DidNotStart, directory_for, free_port
 from bench.paid_once.scenes import Request
 from bench.speed.machine import Cores, Measured, pinned
-from gateway.app import opened_keys
+from gateway.app import opened_directory
 from gateway.settings import load_settings
-from gateway.tenants.yaml_files import load_tenants
 
 _TIME_SCALE = 0.001
 _START_SECONDS = 30.0
@@ -218,9 +217,8 @@ _TENANT = """\
 async def _keys(file: Path, settings: Sequence[str]) -> Sequence[str]:
     """One for each tenant, made where `gateway keys create` makes them: a thousand commands would take minutes."""
     configured = load_settings(file, overrides=settings, environment={})
-    tenants = load_tenants(configured.tenants, models=[])
-    async with opened_keys(configured) as keys:
-        return await asyncio.gather(*(keys.create(tenant.name, "bench") for tenant in tenants))
+    async with opened_directory(configured) as directory:
+        return await asyncio.gather(*(directory.create(tenant.name, "bench") for tenant in directory))
 
 
 async def generations(operations_url: str) -> int:

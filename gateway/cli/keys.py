@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from cyclopts import App
 
-from gateway.app import opened_keys
+from gateway.app import opened_directory
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.tenants.contract import Key
 
@@ -27,7 +27,7 @@ def create(tenant: str, *, name: str = "", options: Options = FILE_AND_ENVIRONME
     """
 
     async def make() -> str:
-        async with opened_keys(options.settings()) as registry:
+        async with opened_directory(options.settings()) as registry:
             return await registry.create(tenant, name)
 
     print(asyncio.run(make()))
@@ -44,7 +44,7 @@ def list_(tenant: str | None = None, *, options: Options = FILE_AND_ENVIRONMENT)
     """
 
     async def look() -> list[Key]:
-        async with opened_keys(options.settings()) as registry:
+        async with opened_directory(options.settings()) as registry:
             return list(await registry.listed(tenant))
 
     print(_ROW.format("ID", "TENANT", "KEY", "CREATED", "REVOKED", "NAME"))
@@ -67,7 +67,7 @@ def revoke(key: str, *, options: Options = FILE_AND_ENVIRONMENT) -> None:
     """
 
     async def end() -> Key:
-        async with opened_keys(options.settings()) as registry:
+        async with opened_directory(options.settings()) as registry:
             return await registry.revoke(key.removesuffix("…"))
 
     ended = asyncio.run(end())

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gateway.app import opened_keys, running_gateway
+from gateway.app import opened_directory, running_gateway
 from gateway.cli import children
 from gateway.cli.collector import settle_in
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
@@ -158,7 +158,7 @@ async def _demo_key(settings: Settings, keys: Keys | None) -> str | None:
     try:
         if keys is not None:
             return await keys.create("demo", "made at start")
-        async with opened_keys(settings) as opened:
+        async with opened_directory(settings) as opened:
             return await opened.create("demo", "made at start")
     except TenantUnknown:
         return None

@@ -1,28 +1,47 @@
-"""Tenants' keys in SQLite."""
+"""Tenants and their keys in SQLite: the one truth about who may spend what."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import secrets
 import sqlite3
 import uuid
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from gateway.database.json_text import to_text
 from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
+from gateway.documents.spelling import nearest
+from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.clock import Clock
-from gateway.domain.errors import StorageUnavailable, Unauthenticated
-from gateway.domain.tenant import Caller
-from gateway.tenants.contract import KEYS_MARK, Key, KeyUnknown, Tenants, TenantUnknown
-
-_PREFIX = "gwk_"
-_RANDOM_BYTES = 24
-_BODY_LENGTH = 33
-_CHECKSUM_LENGTH = 6
-_HINT_LENGTH = len(_PREFIX) + 8
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+from gateway.domain.errors import KeyEnded, StorageUnavailable, Unauthenticated
+from gateway.domain.generation import Json
+from gateway.domain.money import Money
+from gateway.domain.tenant import Budget, Caller, KeyTerms, Tenant, TopUp
+from gateway.tenants import key_format
+from gateway.tenants.contract import (
+    KEYS_MARK,
+    AuditEntry,
+    BudgetUnknown,
+    Change,
+    Declared,
+    Key,
+    KeyUnknown,
+    TenantUnknown,
+)
+from gateway.tenants.declarations import (
+    changes,
+    declared_from_json,
+    declared_to_json,
+    mistakes_in_tree,
+    terms_from_json,
+    terms_to_json,
+    topped_up,
+    tree,
+)
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _BUSY_TIMEOUT_SECONDS = 0.1
@@ -47,21 +66,97 @@ _SCHEMA = (
     """
     CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
     """,
+    # The revision is random and not counted: one that was seen in a transaction which then failed must not come again
+    # with other content. When a key was last used is no change of it.
+    """
+    CREATE TABLE tenants (
+        name        TEXT NOT NULL PRIMARY KEY,
+        declaration TEXT NOT NULL,
+        source      TEXT NOT NULL CHECK (source IN ('file', 'admin')),
+        removed_at  REAL
+    ) WITHOUT ROWID;
+    CREATE TABLE top_ups (
+        serial INTEGER PRIMARY KEY,
+        tenant TEXT    NOT NULL,
+        key_id TEXT    NOT NULL,
+        budget TEXT    NOT NULL,
+        micros INTEGER NOT NULL CHECK (micros > 0),
+        at     REAL    NOT NULL,
+        reason TEXT    NOT NULL CHECK (reason != '')
+    );
+    CREATE TABLE applied_files (digest TEXT NOT NULL);
+    CREATE TABLE audit (
+        serial INTEGER PRIMARY KEY AUTOINCREMENT,
+        at     REAL NOT NULL,
+        who    TEXT NOT NULL,
+        action TEXT NOT NULL,
+        what   TEXT NOT NULL,
+        before TEXT,
+        after  TEXT
+    );
+    CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN
+        SELECT RAISE(ABORT, 'the audit log is only added to');
+    END;
+    CREATE TRIGGER audit_remains BEFORE DELETE ON audit BEGIN
+        SELECT RAISE(ABORT, 'the audit log is only added to');
+    END;
+    ALTER TABLE keys ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE keys ADD COLUMN expires_at REAL;
+    ALTER TABLE keys ADD COLUMN last_used_at REAL;
+    ALTER TABLE keys ADD COLUMN replaced_by TEXT;
+    ALTER TABLE keys ADD COLUMN place INTEGER NOT NULL DEFAULT 0;
+    DROP TRIGGER key_created;
+    DROP TRIGGER key_changed;
+    DROP TRIGGER key_deleted;
+    CREATE TRIGGER key_created AFTER INSERT ON keys BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER key_changed
+        AFTER UPDATE OF id, tenant, name, hash, revoked_at, terms, expires_at, replaced_by, place ON keys
+        BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER tenant_created AFTER INSERT ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER tenant_changed AFTER UPDATE ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER tenant_deleted AFTER DELETE ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER topped_up AFTER INSERT ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER top_up_changed AFTER UPDATE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER top_up_deleted AFTER DELETE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
+    """,
 )
 
+T = TypeVar("T")
 
-class SqliteKeys:
-    """Keeps the contract Keys.
+_ALL_TERMS = KeyTerms()
+"""Those of a key of which nothing is said."""
 
-    The valid keys are held in memory by their hashes, for as long as the mark of the keys is what it was. Once a second,
-    and on each call where there are no marks, the database is asked besides, without reading it: SQLite's `data_version`
-    says whether anybody has committed since.
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """All that is in force, as of one revision of the database."""
+
+    revision: int
+    tenants: Mapping[str, Tenant]
+    callers: Mapping[bytes, Caller]
+    """By the hash of the key."""
+
+    by_id: Mapping[str, Caller]
+    revoked: frozenset[bytes]
+    removed: frozenset[bytes]
+    """Keys of tenants that are gone."""
+
+
+_NOBODY = _Snapshot(-1, {}, {}, {}, frozenset(), frozenset())
+
+
+class SqliteDirectory:
+    """Keeps the contracts Tenants, Keys and Register.
+
+    What is in force is held in memory, for as long as the mark of the keys is what it was. Once a second, and on each
+    call where there are no marks, the database is asked besides, without reading it: SQLite's `data_version` says
+    whether anybody has committed since.
     """
 
-    def __init__(self, database: SqliteDatabase, *, tenants: Tenants, clock: Clock) -> None:
+    def __init__(self, database: SqliteDatabase, *, clock: Clock) -> None:
         database.migrate("tenants", _SCHEMA)
         self._database = database
-        self._tenants = tenants
         self._clock = clock
         self._watch = sqlite3.connect(database.path, isolation_level=None, timeout=_BUSY_TIMEOUT_SECONDS)
         self._marks = database.marks
@@ -69,46 +164,32 @@ class SqliteKeys:
         self._mark = 0
         self._looked_at = -math.inf
         self._data_version = -1
-        self._revision = -1
-        self._callers: dict[bytes, Caller] = {}
-        self._revoked: set[bytes] = set()
+        self._snapshot = _NOBODY
+        self._turns = 0
+        """How often `authenticate` has begun to answer otherwise."""
+
+        self._next_end = math.inf
+        """When the next key expires."""
+
+        self._writers = _NOBODY
+        """What the thread that writes saw last. Nobody else looks at it: its transaction may yet fail to commit."""
+
+        self._uses: dict[str, float] = {}
 
     def close(self) -> None:
         self._watch.close()
 
-    async def create(self, tenant: str, name: str) -> str:
-        self._tenants.find(tenant)
-        body = _base62(int.from_bytes(secrets.token_bytes(_RANDOM_BYTES)), _BODY_LENGTH)
-        key = f"{_PREFIX}{body}{_checksum(body)}"
-        row = (uuid.uuid4().hex[:12], tenant, name, key[:_HINT_LENGTH], _hash(key), self._clock())
-        await self._write("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
-        return key
+    # --- Tenants
 
-    async def revoke(self, key: str) -> Key:
-        matches = [
-            known
-            for known in await self._select("id = ? OR hint = ? OR hash = ?", key, key, _hash(key))
-            if known.revoked_at is None
-        ]
-        if len(matches) != 1:
-            raise KeyUnknown(
-                "No key in force has the id, the hint or the text given; see `gateway keys list`."
-                if not matches
-                else "More than one key has this hint: name the key by its id; see `gateway keys list`."
-            )
-        (match,) = matches
-        await self._write("UPDATE keys SET revoked_at = ? WHERE id = ?", (self._clock(), match.id))
-        return match
+    def find(self, name: str) -> Tenant:
+        self._look()
+        return _named(name, self._snapshot.tenants)
 
-    async def _write(self, statement: str, values: Sequence[object]) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(statement, values)
-            self._database.changes(KEYS_MARK)
+    def __iter__(self) -> Iterator[Tenant]:
+        self._look()
+        return iter(self._snapshot.tenants.values())
 
-        await self._database.write(work)
-
-    async def listed(self, tenant: str | None) -> Sequence[Key]:
-        return await self._select("? IS NULL OR tenant = ?", tenant, tenant)
+    # --- Keys
 
     def authenticate(self, presented: str | None) -> Caller:
         if not presented:
@@ -116,102 +197,518 @@ class SqliteKeys:
                 "Missing x-api-key in header: send your tenant key as `x-api-key: gwk_...`; "
                 "whoever runs this gateway makes one with `gateway keys create TENANT`."
             )
-        self._look()
-        digest = _hash(presented)
-        caller = self._callers.get(digest)
+        now = self._look()
+        digest = key_format.hashed(presented)
+        caller = self._snapshot.callers.get(digest)
         if caller is None:
             raise Unauthenticated(self._why_not(presented, digest))
+        if _has_ended(caller, now):
+            raise Unauthenticated("Unauthorized. This API key has expired: ask for a new one.")
+        self._uses[caller.key_id] = now
         return caller
 
     def _why_not(self, presented: str, digest: bytes) -> str:
-        if digest in self._revoked:
+        if digest in self._snapshot.revoked:
             return "Unauthorized. This API key has been revoked: ask for a new one."
-        if not presented.startswith(_PREFIX):
+        if digest in self._snapshot.removed:
+            return "Unauthorized. The tenant of this API key is not one of this gateway's any more."
+        if not presented.startswith(key_format.PREFIX):
             return (
                 "Unauthorized. API key is invalid: the gateway takes its tenants' keys, which begin with "
-                f"`{_PREFIX}`, and not the upstream's own."
+                f"`{key_format.PREFIX}`, and not the upstream's own."
             )
-        if not _is_well_formed(presented):
+        if not key_format.is_well_formed(presented):
             return (
                 "Unauthorized. API key is invalid: it is cut short or mistyped (its checksum does not fit)."
             )
         return "Unauthorized. API key is invalid: it is well formed, but this gateway does not know it."
 
+    def caller(self, key_id: str) -> Caller | None:
+        now = self._look()
+        caller = self._snapshot.by_id.get(key_id)
+        return None if caller is None or _has_ended(caller, now) else caller
+
     @property
     def revision(self) -> int:
-        self._look()
-        return self._revision
+        if self._look() >= self._next_end:
+            self._turn()
+        return self._turns
 
-    def _look(self) -> None:
-        """Know what is known by now."""
+    def in_force(self, connection: sqlite3.Connection, caller: Caller) -> Caller:
+        """The caller as the transaction on `connection` has it: for the thread that writes. Raises KeyEnded."""
+        revision = _revision(connection)
+        snapshot = self._snapshot if self._snapshot.revision == revision else self._writers
+        if snapshot.revision != revision:
+            snapshot = self._writers = _load(connection, revision)
+        known = snapshot.by_id.get(caller.key_id)
+        if known is None:
+            raise KeyEnded(
+                "This API key was revoked, or its tenant removed, before anything was bought for it.",
+                key_id=caller.key_id,
+            )
+        if _has_ended(known, self._clock()):
+            raise KeyEnded("This API key expired before anything was bought for it.", key_id=caller.key_id)
+        return known
+
+    def _look(self) -> float:
+        """Know what is known by now; the time."""
         now = self._clock()
         if self._marks is not None:
             # Before anything is read: what changes after that is another mark.
             mark = self._marks.read(self._place)
             if mark == self._mark and 0.0 <= now - self._looked_at < _SECONDS_BETWEEN_LOOKS:
-                return
+                return now
             self._mark = mark
+        self._looked_at = -math.inf
         try:
             self._refresh()
         except sqlite3.OperationalError as error:
-            self._looked_at = -math.inf
             raise StorageUnavailable(
                 f"The keys cannot be read right now ({error}); try again shortly."
             ) from error
         self._looked_at = now
+        return now
 
     def _refresh(self) -> None:
         (data_version,) = self._watch.execute("PRAGMA data_version").fetchone()
         if data_version == self._data_version:
             return
-        (revision,) = self._watch.execute("SELECT revision FROM keys_revision").fetchone()
-        if revision != self._revision:
-            self._load()
-        self._data_version, self._revision = data_version, revision
+        self._watch.execute("BEGIN")
+        try:
+            revision = _revision(self._watch)
+            if revision != self._snapshot.revision:
+                self._snapshot = _load(self._watch, revision)
+                self._turn()
+        finally:
+            self._watch.execute("ROLLBACK")
+        self._data_version = data_version
 
-    def _load(self) -> None:
-        callers: dict[bytes, Caller] = {}
-        revoked: set[bytes] = set()
-        for identity, tenant, digest, revoked_at in self._watch.execute(
-            "SELECT id, tenant, hash, revoked_at FROM keys"
-        ):
-            if revoked_at is not None:
-                revoked.add(digest)
-                continue
-            try:
-                callers[digest] = Caller(self._tenants.find(tenant), identity)
-            except TenantUnknown:
-                # The tenant has left the configuration: its keys open nothing until it is back.
-                continue
-        self._callers, self._revoked = callers, revoked
+    def _turn(self) -> None:
+        now = self._clock()
+        self._turns += 1
+        ends = (caller.terms.expires_at for caller in self._snapshot.by_id.values())
+        self._next_end = min((end for end in ends if end is not None and end > now), default=math.inf)
 
-    async def _select(self, condition: str, *values: object) -> Sequence[Key]:
-        query = (
-            "SELECT id, tenant, name, hint, created_at, revoked_at FROM keys "
-            f"WHERE {condition} ORDER BY created_at, id"
+    async def create(self, tenant: str, name: str, *, terms: KeyTerms = _ALL_TERMS, who: str = "") -> str:
+        key = key_format.made()
+
+        def work(connection: sqlite3.Connection) -> str:
+            _named(tenant, {each.name: each for each in _said(connection)})
+            self._insert(connection, key, tenant, name, terms, who, "key created")
+            return key
+
+        return await self._change(work)
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        key: str,
+        tenant: str,
+        name: str,
+        terms: KeyTerms,
+        who: str,
+        action: str,
+    ) -> str:
+        identity = uuid.uuid4().hex[:12]
+        connection.execute(
+            "INSERT INTO keys (id, tenant, name, hint, hash, created_at, terms, expires_at, place) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                identity,
+                tenant,
+                name,
+                key_format.hint(key),
+                key_format.hashed(key),
+                self._clock(),
+                _terms_text(terms),
+                terms.expires_at,
+                _next_place(connection) if terms.rate else 0,
+            ),
         )
+        self._note(
+            connection, who, action, f"{tenant}#{identity}", None, {"name": name, **terms_to_json(terms)}
+        )
+        return identity
+
+    async def rotate(self, key: str, *, overlap_seconds: float, who: str = "") -> str:
+        following = key_format.made()
+
+        def work(connection: sqlite3.Connection) -> str:
+            old = _key_in_force(connection, key)
+            _named(old.tenant, {each.name: each for each in _said(connection)})
+            terms = old.terms
+            identity = self._insert(connection, following, old.tenant, old.name, terms, who, "key rotated")
+            ends = self._clock() + overlap_seconds
+            ends = ends if terms.expires_at is None else min(ends, terms.expires_at)
+            connection.execute(
+                "UPDATE keys SET expires_at = ?, replaced_by = ? WHERE id = ?", (ends, identity, old.id)
+            )
+            after = {**terms_to_json(replace(terms, expires_at=ends)), "replaced_by": identity}
+            self._note(connection, who, "key rotated", f"{old.tenant}#{old.id}", terms_to_json(terms), after)
+            return following
+
+        return await self._change(work)
+
+    async def amend(
+        self, key: str, *, name: str | None = None, terms: KeyTerms | None = None, who: str = ""
+    ) -> Key:
+        def work(connection: sqlite3.Connection) -> Key:
+            old = _key_in_force(connection, key)
+            new = replace(
+                old, name=old.name if name is None else name, terms=old.terms if terms is None else terms
+            )
+            connection.execute(
+                "UPDATE keys SET name = ?, terms = ?, expires_at = ? WHERE id = ?",
+                (new.name, _terms_text(new.terms), new.terms.expires_at, old.id),
+            )
+            if new.terms.rate:
+                connection.execute(
+                    "UPDATE keys SET place = ? WHERE id = ? AND place = 0", (_next_place(connection), old.id)
+                )
+            before, after = ({"name": each.name, **terms_to_json(each.terms)} for each in (old, new))
+            self._note(connection, who, "key amended", f"{old.tenant}#{old.id}", before, after)
+            return new
+
+        return await self._change(work)
+
+    async def revoke(self, key: str, *, who: str = "") -> Key:
+        def work(connection: sqlite3.Connection) -> Key:
+            ended = replace(_key_in_force(connection, key), revoked_at=self._clock())
+            connection.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (ended.revoked_at, ended.id))
+            self._note(
+                connection, who, "key revoked", f"{ended.tenant}#{ended.id}", {"name": ended.name}, None
+            )
+            return ended
+
+        return await self._change(work)
+
+    async def listed(self, tenant: str | None) -> Sequence[Key]:
         return await self._database.read(
-            lambda connection: [Key(*row) for row in connection.execute(query, values)]
+            lambda connection: _keys(connection, "? IS NULL OR tenant = ?", tenant, tenant)
         )
 
+    async def write_down_uses(self) -> None:
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        rows = [(at, key_id, at) for key_id, at in uses.items()]
 
-def _hash(key: str) -> bytes:
-    # 192 random bits cannot be guessed, so a fast hash keeps them: a slow one would only slow us.
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "UPDATE keys SET last_used_at = ? WHERE id = ? AND COALESCE(last_used_at, 0) < ?", rows
+            )
+
+        try:
+            await self._database.write(work)
+        except StorageUnavailable:
+            self._uses = uses | self._uses
+            raise
+
+    # --- Register
+
+    async def apply(
+        self, declared: Sequence[Declared], *, who: str, dry_run: bool = False, if_other: bool = False
+    ) -> Sequence[Change]:
+        digest = _digest(declared)
+
+        def work(connection: sqlite3.Connection) -> Sequence[Change]:
+            applied = connection.execute("SELECT digest FROM applied_files").fetchone() == (digest,)
+            if applied and if_other:
+                return ()
+            by_admin = {
+                name for (name,) in connection.execute("SELECT name FROM tenants WHERE source = 'admin'")
+            }
+            before = {each.name: each for each in _said(connection)}
+            after = {name: before[name] for name in by_admin & before.keys()}
+            after |= {each.name: each for each in declared}
+            made = self._make(connection, before, after, who=who, source="file", dry_run=dry_run)
+            if dry_run:
+                return made
+            connection.executemany(
+                "UPDATE tenants SET source = 'file' WHERE name = ? AND source != 'file'",
+                [(each.name,) for each in declared],
+            )
+            if not applied:
+                connection.execute("DELETE FROM applied_files")
+                connection.execute("INSERT INTO applied_files VALUES (?)", (digest,))
+                self._note(connection, who, "file applied", "", None, {"sha256": digest})
+            return made
+
+        if dry_run:
+            return await self._database.read(work)
+        return await self._change(work)
+
+    async def was_applied(self) -> bool:
+        return await self._database.read(
+            lambda connection: connection.execute("SELECT 1 FROM applied_files").fetchone() is not None
+        )
+
+    async def put(self, declared: Declared, *, who: str, dry_run: bool = False) -> Sequence[Change]:
+        return await self._edit(lambda said: {**said, declared.name: declared}, who=who, dry_run=dry_run)
+
+    async def move(
+        self, name: str, *, parent: str | None, who: str, dry_run: bool = False
+    ) -> Sequence[Change]:
+        def moved(said: Mapping[str, Declared]) -> Mapping[str, Declared]:
+            if parent is not None:
+                _named(parent, said)
+            return {**said, name: replace(_named(name, said), parent=parent)}
+
+        return await self._edit(moved, who=who, dry_run=dry_run)
+
+    async def remove(self, name: str, *, who: str, dry_run: bool = False) -> Sequence[Change]:
+        def without(said: Mapping[str, Declared]) -> Mapping[str, Declared]:
+            _named(name, said)
+            return {each: declared for each, declared in said.items() if each != name}
+
+        return await self._edit(without, who=who, dry_run=dry_run)
+
+    async def _edit(
+        self,
+        edited: Callable[[Mapping[str, Declared]], Mapping[str, Declared]],
+        *,
+        who: str,
+        dry_run: bool,
+    ) -> Sequence[Change]:
+        def work(connection: sqlite3.Connection) -> Sequence[Change]:
+            before = {each.name: each for each in _said(connection)}
+            return self._make(connection, before, edited(before), who=who, source="admin", dry_run=dry_run)
+
+        return await (self._database.read(work) if dry_run else self._change(work))
+
+    def _make(
+        self,
+        connection: sqlite3.Connection,
+        before: Mapping[str, Declared],
+        after: Mapping[str, Declared],
+        *,
+        who: str,
+        source: str,
+        dry_run: bool,
+    ) -> Sequence[Change]:
+        """Let `after` be what is said, and say what is different."""
+        _check(before, after)
+        made = changes(before, after)
+        if dry_run or not made:
+            return made
+        for name in sorted(before.keys() | after.keys()):
+            was, now = before.get(name), after.get(name)
+            if was == now:
+                continue
+            if now is None:
+                connection.execute("UPDATE tenants SET removed_at = ? WHERE name = ?", (self._clock(), name))
+            else:
+                connection.execute(
+                    "INSERT INTO tenants VALUES (?, ?, ?, NULL) ON CONFLICT (name) DO UPDATE SET "
+                    # Whose tenant it is stays, unless it comes back from where it was gone.
+                    "source = IIF(removed_at IS NULL, source, excluded.source), "
+                    "declaration = excluded.declaration, removed_at = NULL",
+                    (name, to_text(declared_to_json(now)), source),
+                )
+            action = "tenant made" if was is None else "tenant removed" if now is None else "tenant changed"
+            self._note(
+                connection, who, action, name,
+                None if was is None else declared_to_json(was),
+                None if now is None else declared_to_json(now),
+            )  # fmt: skip
+        return made
+
+    async def declared(self) -> Sequence[Declared]:
+        return await self._database.read(_said)
+
+    async def top_up(
+        self,
+        tenant: str,
+        amount: Money,
+        *,
+        reason: str,
+        who: str,
+        budget: str | None = None,
+        key: str | None = None,
+    ) -> TopUp:
+        added = TopUp(amount, self._clock(), reason)
+
+        def work(connection: sqlite3.Connection) -> TopUp:
+            said = _named(tenant, {each.name: each for each in _said(connection)})
+            topped = None if key is None else _key_in_force(connection, key)
+            if topped is not None and topped.tenant != tenant:
+                raise KeyUnknown(f"This key is not one of {tenant}'s.")
+            budgets = said.limits if topped is None else topped.terms.budgets
+            name = _budget(budgets, budget)
+            key_id = "" if topped is None else topped.id
+            connection.execute(
+                "INSERT INTO top_ups (tenant, key_id, budget, micros, at, reason) VALUES (?, ?, ?, ?, ?, ?)",
+                (tenant, key_id, name, amount.micros, added.at, reason),
+            )
+            self._note(
+                connection, who, "topped up", f"{tenant}#{key_id}" if key_id else tenant, None,
+                {"budget": name, "usd": str(amount.usd), "reason": reason},
+            )  # fmt: skip
+            return added
+
+        return await self._change(work)
+
+    async def audit(self, *, limit: int = 100, before: int | None = None) -> Sequence[AuditEntry]:
+        query = "SELECT * FROM audit WHERE ? IS NULL OR serial < ? ORDER BY serial DESC LIMIT ?"
+        return await self._database.read(
+            lambda connection: [
+                AuditEntry(serial, at, who, action, what, _parsed(was), _parsed(now))
+                for serial, at, who, action, what, was, now in connection.execute(
+                    query, (before, before, limit)
+                )
+            ]
+        )
+
+    def _note(
+        self, connection: sqlite3.Connection, who: str, action: str, what: str, before: Json, after: Json
+    ) -> None:
+        texts = (None if value is None else to_text(value) for value in (before, after))
+        connection.execute(
+            "INSERT INTO audit (at, who, action, what, before, after) VALUES (?, ?, ?, ?, ?, ?)",
+            (self._clock(), who, action, what, *texts),
+        )
+
+    async def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def and_tell(connection: sqlite3.Connection) -> T:
+            self._database.changes(KEYS_MARK)
+            return work(connection)
+
+        return await self._database.write(and_tell)
 
 
-def _is_well_formed(key: str) -> bool:
-    body, checksum = key[len(_PREFIX) : -_CHECKSUM_LENGTH], key[-_CHECKSUM_LENGTH:]
-    return len(body) == _BODY_LENGTH and checksum == _checksum(body)
+def _load(connection: sqlite3.Connection, revision: int) -> _Snapshot:
+    added: dict[tuple[str, str, str], list[TopUp]] = {}
+    for tenant, key_id, budget, micros, at, reason in connection.execute(
+        "SELECT tenant, key_id, budget, micros, at, reason FROM top_ups ORDER BY serial"
+    ):
+        added.setdefault((tenant, key_id, budget), []).append(TopUp(Money(micros), at, reason))
+    tenants = tree(_said(connection), added)
+    callers: dict[bytes, Caller] = {}
+    revoked: set[bytes] = set()
+    removed: set[bytes] = set()
+    for identity, tenant, digest, revoked_at, said, expires_at, place in connection.execute(
+        "SELECT id, tenant, hash, revoked_at, terms, expires_at, place FROM keys"
+    ):
+        if revoked_at is not None:
+            revoked.add(digest)
+        elif tenant not in tenants:
+            removed.add(digest)
+        else:
+            terms = _terms(said, expires_at)
+            terms = replace(terms, budgets=topped_up(terms.budgets, tenant, identity, added))
+            callers[digest] = Caller(tenants[tenant], identity, terms, place)
+    by_id = {caller.key_id: caller for caller in callers.values()}
+    return _Snapshot(revision, tenants, callers, by_id, frozenset(revoked), frozenset(removed))
 
 
-def _checksum(body: str) -> str:
-    return _base62(zlib.crc32(f"{_PREFIX}{body}".encode()), _CHECKSUM_LENGTH)
+def _revision(connection: sqlite3.Connection) -> int:
+    (revision,) = connection.execute("SELECT revision FROM keys_revision").fetchone()
+    return int(revision)
 
 
-def _base62(number: int, length: int) -> str:
-    digits = ""
-    while number:
-        number, digit = divmod(number, len(_ALPHABET))
-        digits = _ALPHABET[digit] + digits
-    return digits.rjust(length, _ALPHABET[0])
+def _said(connection: sqlite3.Connection) -> Sequence[Declared]:
+    return [
+        declared_from_json(name, json.loads(text))
+        for name, text in connection.execute(
+            "SELECT name, declaration FROM tenants WHERE removed_at IS NULL ORDER BY name"
+        )
+    ]
+
+
+def _keys(connection: sqlite3.Connection, condition: str, *values: object) -> Sequence[Key]:
+    query = (
+        "SELECT id, tenant, name, hint, created_at, revoked_at, terms, expires_at, last_used_at, replaced_by "
+        f"FROM keys WHERE {condition} ORDER BY created_at, id"
+    )
+    return [
+        Key(identity, tenant, name, hint, made_at, revoked_at, _terms(said, expires_at), used_at, replaced_by)
+        for identity, tenant, name, hint, made_at, revoked_at, said, expires_at, used_at, replaced_by in (
+            connection.execute(query, values)
+        )
+    ]
+
+
+def _key_in_force(connection: sqlite3.Connection, key: str) -> Key:
+    """The one key that is named so and was not revoked. Raises KeyUnknown."""
+    matches = _keys(
+        connection,
+        "(id = ? OR hint = ? OR hash = ?) AND revoked_at IS NULL",
+        key,
+        key,
+        key_format.hashed(key),
+    )
+    if len(matches) != 1:
+        raise KeyUnknown(
+            "No key in force has the id, the hint or the text given; see `gateway keys list`."
+            if not matches
+            else "More than one key has this hint: name the key by its id; see `gateway keys list`."
+        )
+    return matches[0]
+
+
+def _terms_text(terms: KeyTerms) -> str:
+    # When it expires has a column: to the fraction of a second, and for whoever looks into the database.
+    return to_text(terms_to_json(replace(terms, expires_at=None)))
+
+
+def _terms(text: str, expires_at: float | None) -> KeyTerms:
+    return replace(terms_from_json(json.loads(text)), expires_at=expires_at)
+
+
+def _next_place(connection: sqlite3.Connection) -> int:
+    """A place for a key's rate that no other key has."""
+    (highest,) = connection.execute("SELECT COALESCE(MAX(place), 0) FROM keys").fetchone()
+    return int(highest) + 1
+
+
+def _has_ended(caller: Caller, now: float) -> bool:
+    ends = caller.terms.expires_at
+    return ends is not None and ends <= now
+
+
+def _named(name: str, tenants: Mapping[str, T]) -> T:
+    tenant = tenants.get(name)
+    if tenant is None:
+        like = nearest(name, tenants)
+        known = ", ".join(sorted(tenants)) or "none"
+        hint = f"did you mean {like}?" if like else f"known tenants: {known}"
+        raise TenantUnknown(f"unknown tenant {name}: {hint}")
+    return tenant
+
+
+def _budget(budgets: Sequence[Budget], name: str | None) -> str:
+    labels = [budget.label for budget in budgets]
+    if name is None and len(labels) == 1:
+        return labels[0]
+    if name is None or name not in labels:
+        known = ", ".join(labels) or "none"
+        problem = "say which budget" if name is None else f"unknown budget {name}"
+        raise BudgetUnknown(f"{problem}: there are {known}")
+    return name
+
+
+def _check(before: Mapping[str, Declared], after: Mapping[str, Declared]) -> None:
+    """Raise DocumentInvalid if `after` is no tree of tenants."""
+    mistakes = []
+    for name, problem in mistakes_in_tree(after):
+        parent = after[name].parent
+        is_left_behind = parent in before and parent not in after
+        said = f"{parent}, which it stands below, would be removed: move it first"
+        mistakes.append(Mistake("", said if is_left_behind else problem, (name, "parent")))
+    mistakes += [
+        Mistake("", "is missing (write `budgets: []` for no limit)", (tenant.name, "budgets"))
+        for tenant in after.values()
+        if tenant.parent is None and tenant.budgets is None
+    ]
+    if mistakes:
+        raise DocumentInvalid(mistakes)
+
+
+def _digest(declared: Iterable[Declared]) -> str:
+    said: Json = {each.name: declared_to_json(each) for each in sorted(declared, key=lambda each: each.name)}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _parsed(text: str | None) -> Json:
+    parsed: Json = None if text is None else json.loads(text)
+    return parsed

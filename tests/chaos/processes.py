@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from gateway.app import SANDBOX_KEY, opened_keys, opened_ledger
+from gateway.app import SANDBOX_KEY, opened_directory, opened_ledger
 from gateway.ledger.contract import Discrepancy, Purchase
 from gateway.settings import Settings, load_settings
 from tests.journeys.program import MODULE, environment, is_running
@@ -267,6 +267,6 @@ async def world(
     async with AsyncExitStack() as closing:
         closing.push_async_callback(made.end)
         await made.start_sandbox()
-        async with opened_keys(made.settings()) as keys:
+        async with opened_directory(made.settings()) as keys:
             made.key = await keys.create(TENANT, "of a test")
         yield made

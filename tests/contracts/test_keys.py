@@ -12,13 +12,11 @@ import pytest
 from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.errors import StorageUnavailable, Unauthenticated
-from gateway.domain.tenant import Tenant
-from gateway.tenants.contract import KeyUnknown, TenantUnknown
-from gateway.tenants.sqlite import SqliteKeys
-from gateway.tenants.yaml_files import DeclaredTenants
+from gateway.tenants.contract import Declared, KeyUnknown, TenantUnknown
+from gateway.tenants.sqlite import SqliteDirectory
 from tests.contracts.ledger_books import NOON, MovableClock
 
-TENANTS = DeclaredTenants({name: Tenant(name, ()) for name in ("acme", "other")})
+TENANTS = [Declared(name, budgets=()) for name in ("acme", "other")]
 
 
 class Registries:
@@ -30,12 +28,13 @@ class Registries:
         self.marked = marked
         self.clock = MovableClock()
 
-    def open(self, tenants: DeclaredTenants = TENANTS) -> SqliteKeys:
+    async def open(self) -> SqliteDirectory:
         marks = self.marks() if self.marked else None
         database = SqliteDatabase(self.path, marks=marks)
         self.stack.callback(database.close)
-        keys = SqliteKeys(database, tenants=tenants, clock=self.clock)
+        keys = SqliteDirectory(database, clock=self.clock)
         self.stack.callback(keys.close)
+        await keys.apply(TENANTS, who="a test", if_other=True)
         return keys
 
     def marks(self) -> Marks:
@@ -51,7 +50,7 @@ def registries(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Regis
 
 
 async def test_a_key_opens_the_door_for_its_tenant(registries: Registries) -> None:
-    keys = registries.open()
+    keys = await registries.open()
     key = await keys.create("acme", "laptop")
 
     caller = keys.authenticate(key)
@@ -63,7 +62,7 @@ async def test_a_key_opens_the_door_for_its_tenant(registries: Registries) -> No
 
 
 async def test_no_two_keys_are_alike_and_none_is_kept(registries: Registries) -> None:
-    keys = registries.open()
+    keys = await registries.open()
     made = {await keys.create("acme", "") for _ in range(50)}
 
     assert len(made) == 50
@@ -72,7 +71,7 @@ async def test_no_two_keys_are_alike_and_none_is_kept(registries: Registries) ->
 
 
 async def test_a_key_that_another_process_makes_or_revokes_is_known_at_once(registries: Registries) -> None:
-    gateway, command = registries.open(), registries.open()
+    gateway, command = await registries.open(), await registries.open()
     key = await command.create("acme", "")
     assert gateway.authenticate(key).tenant.name == "acme"
 
@@ -88,7 +87,7 @@ async def test_a_key_that_another_process_makes_or_revokes_is_known_at_once(regi
 async def test_what_somebody_else_does_to_the_keys_is_known_within_a_second(
     registries: Registries, change: str
 ) -> None:
-    keys = registries.open()
+    keys = await registries.open()
     key = await keys.create("acme", "")
     keys.authenticate(key)
 
@@ -103,7 +102,7 @@ async def test_what_somebody_else_does_to_the_keys_is_known_within_a_second(
 async def test_what_somebody_else_does_is_known_even_when_the_clock_is_set_back(
     registries: Registries,
 ) -> None:
-    keys = registries.open()
+    keys = await registries.open()
     key = await keys.create("acme", "")
     keys.authenticate(key)
 
@@ -118,7 +117,7 @@ async def test_what_somebody_else_does_is_known_even_when_the_clock_is_set_back(
 async def test_the_revision_is_another_after_each_change_and_the_same_while_there_is_none(
     registries: Registries,
 ) -> None:
-    gateway, command = registries.open(), registries.open()
+    gateway, command = await registries.open(), await registries.open()
     revisions = [gateway.revision]
     first = await command.create("acme", "")
     revisions.append(gateway.revision)
@@ -137,7 +136,7 @@ async def test_the_revision_is_another_after_each_change_and_the_same_while_ther
 
 
 async def test_keys_that_cannot_be_read_let_nobody_in(registries: Registries) -> None:
-    keys = registries.open()
+    keys = await registries.open()
     key = await keys.create("acme", "")
     with closing(sqlite3.connect(registries.path)) as somebody, somebody:
         somebody.execute("ALTER TABLE keys_revision RENAME TO elsewhere")
@@ -153,7 +152,7 @@ async def test_keys_that_cannot_be_read_let_nobody_in(registries: Registries) ->
 
 @pytest.mark.parametrize("registries", ["marked"], indirect=True)
 async def test_each_change_of_a_key_changes_the_mark_of_the_keys(registries: Registries) -> None:
-    keys, marks = registries.open(), registries.marks()
+    keys, marks = await registries.open(), registries.marks()
     place = marks.place("keys")
     seen = [marks.read(place)]
     key = await keys.create("acme", "")
@@ -168,7 +167,7 @@ async def test_each_change_of_a_key_changes_the_mark_of_the_keys(registries: Reg
 
 @pytest.mark.parametrize("by", ["id", "hint", "key"])
 async def test_a_key_is_revoked_by_its_id_its_hint_or_itself(registries: Registries, by: str) -> None:
-    keys = registries.open()
+    keys = await registries.open()
     key = await keys.create("acme", "")
     (listed,) = await keys.listed(None)
 
@@ -183,14 +182,19 @@ async def test_a_key_is_revoked_by_its_id_its_hint_or_itself(registries: Registr
 
 async def test_keys_are_made_for_known_tenants_only_and_the_nearest_is_named(registries: Registries) -> None:
     with pytest.raises(TenantUnknown, match="did you mean acme"):
-        await registries.open().create("acne", "")
+        await (await registries.open()).create("acne", "")
 
 
 async def test_the_keys_of_a_tenant_who_has_left_open_nothing(registries: Registries) -> None:
-    key = await registries.open().create("acme", "")
+    keys = await registries.open()
+    key = await keys.create("acme", "")
+    await keys.apply([TENANTS[1]], who="a test")
 
-    with pytest.raises(Unauthenticated):
-        registries.open(DeclaredTenants({})).authenticate(key)
+    with pytest.raises(Unauthenticated, match="tenant"):
+        keys.authenticate(key)
+
+    await keys.apply(TENANTS, who="a test")
+    assert keys.authenticate(key).tenant.name == "acme"
 
 
 @pytest.mark.parametrize(
@@ -207,17 +211,17 @@ async def test_what_is_no_key_is_refused_with_what_is_wrong(
     registries: Registries, presented: str | None, word: str
 ) -> None:
     with pytest.raises(Unauthenticated, match=word):
-        registries.open().authenticate(presented)
+        (await registries.open()).authenticate(presented)
 
 
 async def test_a_mistyped_key_is_told_from_an_unknown_one(registries: Registries) -> None:
-    keys = registries.open()
+    keys = await registries.open()
     key = await keys.create("acme", "")
     mistyped = key[:10] + ("x" if key[10] != "x" else "y") + key[11:]
 
     with pytest.raises(Unauthenticated, match="mistyped"):
         keys.authenticate(mistyped)
     other = registries.path.with_name("other.sqlite3")
-    elsewhere = Registries(other, registries.stack, marked=registries.marked).open()
+    elsewhere = await Registries(other, registries.stack, marked=registries.marked).open()
     with pytest.raises(Unauthenticated, match="does not know it"):
         elsewhere.authenticate(key)

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from gateway.app import declared
 from gateway.domain.generation import Json
 from gateway.settings import Settings, load_settings, setting_names
-from gateway.tenants import yaml_files
+from gateway.tenants.declarations import BudgetEntry, TenantEntry
+from gateway.tenants.yaml_files import TenantsFile
 from tests.house.project import PROJECT, table_rows, text_of
 
 EXAMPLE = "config/production.example.yaml"
@@ -119,12 +120,15 @@ def test_the_tenants_of_the_example_are_accepted_with_the_catalogue() -> None:
 def test_the_example_of_tenants_shows_everything_that_can_be_said() -> None:
     file = yaml.safe_load(text_of("config/tenants.example.yaml"))
     entries = list(file["tenants"].values())
-    budgets = [budget for entry in entries for budget in entry["budgets"]]
+    budgets = [budget for entry in entries for budget in entry.get("budgets", ())]
 
-    assert set().union(*entries) == set(yaml_files._TenantEntry.model_fields)
-    assert set().union(*budgets) == set(yaml_files._BudgetEntry.model_fields)
-    assert {budget["per"] for budget in budgets} == {"day", "month", "total"}
-    assert any(not entry["budgets"] for entry in entries)
+    assert set(file) == set(TenantsFile.model_fields)
+    assert set().union(*entries) == set(TenantEntry.model_fields)
+    assert set().union(*budgets) == set(BudgetEntry.model_fields)
+    assert {budget.get("per") for budget in budgets} == {
+        *(None, "day", "week", "month", "quarter", "year", "total")
+    }
+    assert any(entry.get("budgets") == [] for entry in entries)
 
 
 def test_every_way_to_give_a_setting_in_the_documentation_gives_the_same(tmp_path: Path) -> None:
