@@ -86,6 +86,34 @@ async def test_a_gateway_that_dies_at_any_step_pays_once_whether_it_restarts_or_
     assert figures.payments == len(asked)
 
 
+async def test_what_the_journal_alone_would_tell_otherwise_is_concluded_before_it_is_answered(
+    tmp_path: Path,
+) -> None:
+    """Fetched again, it costs nothing; by the journal alone it would be somebody else's purchase that was joined."""
+    received = Received()
+    asked = requests(1)
+    ((name, request),) = asked.items()
+    async with world(tmp_path, settings=QUICK) as here, aiohttp.ClientSession() as session:
+        now = [await here.start()]
+        caller = Caller(here, session, received, url=lambda: now[0].url, chance=seeded(1))
+        await caller.have(request, name)
+        now[0].process.terminate()
+        assert await now[0].ended() == 0
+        for blob in (here.storage / "blobs" / "sha256").rglob("*"):
+            if blob.is_file():
+                blob.unlink()
+        now[0] = await here.start(crash_at=f"{Step.ANSWERED.value}:1")
+        await caller.have(request, name)
+        await _tidied(here)
+        now[0].process.terminate()
+        # It came to its end without having passed the step at which it was to die.
+        assert await now[0].ended() == 0
+        figures = await examined(here, session, received)
+
+    assert figures.payments == 1
+    assert '"lost result recovered"' in here.log.read_text()
+
+
 async def test_a_gateway_that_dies_while_a_purchase_waits_for_its_slot_has_not_bought_it(
     tmp_path: Path,
 ) -> None:
