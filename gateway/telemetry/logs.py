@@ -33,7 +33,8 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=[*shared, *render, structlog.processors.JSONRenderer(serializer=_to_text)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(target),
+        # Each line with its end in one write: several workers share the stream.
+        logger_factory=structlog.WriteLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(target)
