@@ -325,6 +325,8 @@ async def test_a_model_that_a_tenant_may_not_use_is_403_however_well_it_is_known
         asked = [asking(picture, key=key, model="fast-flux-schnell") for key in (house.key, narrow)]
         assert [(await wire.ask(each)).cache for each in asked] == ["fwd=miss; stored", "hit"]
         await learnt(house, wire, *asked)
+        # Now all is known that is needed: who it is, what is left, and the video.
+        assert (await wire.ask(asking(SMALL, key=narrow))).status == 403
 
 
 async def test_the_same_words_for_another_model_are_another_request(house: House) -> None:

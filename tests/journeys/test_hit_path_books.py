@@ -16,7 +16,7 @@ import pytest
 
 from tests.journeys.conftest import OpenHouse
 from tests.journeys.program import serving
-from tests.journeys.running import MODEL, PRICE_MICROS, PROJECT, House, Metrics, video
+from tests.journeys.running import MODEL, PRICE_MICROS, PROJECT, House, Metrics
 from tests.journeys.wire import LARGE, PATIENCE_SECONDS, SMALL, Wire, asking, fetching, lasting, wired
 
 TENANTS = {"demo": {"budgets": [{"limit_usd": 1, "per": "month"}]}, "free": {"budgets": []}}
@@ -177,25 +177,3 @@ async def _counted(session: aiohttp.ClientSession, operations_url: str) -> float
         # One worker may be counting while the other tells.
         assert metrics.value(f"{name}_count", outcome="hit") >= 0
     return counted
-
-
-async def test_an_answer_that_was_not_read_to_its_end_counts_on_both(house: House) -> None:
-    house.insists = False
-    large = json.dumps(video(width=720, height=1280, num_frames=121)).encode()
-    request = asking(large, key=house.key)
-    async with wired(house.url) as wire:
-        for _ in range(3):
-            await wire.ask(request)
-    for _ in range(20):
-        async with wired(house.url, receive_bytes=4096) as wire:
-            await wire.send(request)
-            await wire.head()
-            wire.reset()
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while (await house.usage())["hits"] < 22:
-            await asyncio.sleep(0.01)
-    assert (await house.usage())["hits"] == 22
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while (await house.metrics()).value("gateway_requests_total", outcome="hit") < 22:
-            await asyncio.sleep(0.01)
-    assert (await house.metrics()).value("gateway_requests_total", outcome="hit") == 22

@@ -24,7 +24,7 @@ SMALL = json.dumps(video()).encode()
 LARGE = json.dumps(video(width=640, height=640, num_frames=25)).encode()
 """Asks for what it keeps as an open file."""
 
-_QUIET_SECONDS = 1.5
+_QUIET_SECONDS = 1.0
 _MOST_REPETITIONS = 20
 _TURNS = 6
 _MOST_TURNS = 200
@@ -87,12 +87,12 @@ class Wire:
         self._loop = asyncio.get_running_loop()
         self._come = bytearray()
 
-    async def send(self, *pieces: bytes) -> None:
-        """Send the pieces one by one: a gateway on this very loop reads each by itself."""
+    async def send(self, *pieces: bytes, turns: int = _TURNS) -> None:
+        """Send the pieces one by one, so many turns of the loop apart: a gateway on this very loop reads each by itself."""
         for piece in pieces:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await self._loop.sock_sendall(self.socket, piece)
-            for _ in range(_TURNS if len(pieces) > 1 else 0):
+            for _ in range(turns if len(pieces) > 1 else 0):
                 await asyncio.sleep(0)
 
     async def more(self) -> bytes:
@@ -146,9 +146,9 @@ class Wire:
             await asyncio.sleep(0)
         return sent == len(request)
 
-    async def rest(self) -> bytes:
-        """All that comes until the other side closes. Where it waits for more, it is told that there is none."""
-        told = False
+    async def rest(self, *, tell: bool = True) -> bytes:
+        """All that comes until the other side closes. Where it waits for more, it is told, if it is, that there is none."""
+        told = not tell
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
@@ -193,12 +193,12 @@ async def wired(url: str, *, receive_bytes: int | None = None) -> AsyncIterator[
         sock.close()
 
 
-async def conversation(url: str, *pieces: bytes) -> bytes:
+async def conversation(url: str, *pieces: bytes, turns: int = _TURNS) -> bytes:
     """All that comes back for these pieces, and a farewell, until the connection ends."""
     async with wired(url) as wire:
         reading = asyncio.create_task(wire.rest())
         with suppress(ConnectionError):
-            await wire.send(*pieces, FAREWELL)
+            await wire.send(*pieces, FAREWELL, turns=turns)
         return await reading
 
 
