@@ -458,7 +458,11 @@ class Purchasing:
         return await self._landed(Landed(generation, found, upstream_seconds), flight)
 
     async def _landed(self, landed: Landed, flight: GenerationFlight) -> Landed:
-        """Stored, and in the journal: who waits may have it. That it is remembered, too, nobody has to wait for."""
+        """Stored, and in the journal: who waits may have it. That it is remembered, too, nobody has to wait for.
+
+        Who asks again finds it all the same: looks and writes are done one after the other, and this write is begun before
+        anybody has an answer; and where it fails, the journal has it.
+        """
         flight.land(landed)
         try:
             await self._cache.put(landed.generation)

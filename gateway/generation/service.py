@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from gateway.domain.clock import Clock
 from gateway.domain.errors import (
@@ -142,11 +143,6 @@ class GenerationService:
         if self._closing:
             raise ShuttingDown(
                 "The gateway is shutting down and takes no new work; the same request will do after its restart."
-            )
-        if not request.fresh and (landed := self._flights.landed(request.fingerprint)):
-            # It is there, and about to be remembered.
-            return Accepted(
-                await self._answer_with(identity, caller, request, landed.generation, pollable=pollable)
             )
         boarded = await self._board(caller, request)
         record = RequestRecord(
@@ -300,13 +296,11 @@ class GenerationService:
         known: Announcement[Conclusion] = Announcement()
         follower = Follower(known, asyncio.create_task(self._conclude(record, boarded, known)))
         self._followers[record.id] = follower
-
-        def forget(_: asyncio.Task[None]) -> None:
-            del self._followers[record.id]
-            known.fail(asyncio.CancelledError())
-
-        follower.task.add_done_callback(forget)
+        follower.task.add_done_callback(partial(self._forget, record.id))
         return follower
+
+    def _forget(self, identity: RequestId, _: asyncio.Task[None]) -> None:
+        self._followers.pop(identity).conclusion.fail(asyncio.CancelledError())
 
     async def _conclude(
         self, record: RequestRecord, boarded: _Boarded, known: Announcement[Conclusion]

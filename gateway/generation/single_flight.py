@@ -28,16 +28,6 @@ class Announcement(Generic[T]):
         self._listeners: list[asyncio.Future[None]] = []
 
     @property
-    def told(self) -> bool:
-        """Whether it has been told, good or bad."""
-        return self._told
-
-    @property
-    def value(self) -> T | None:
-        """What was told; None until then, and where it was an error."""
-        return self._value
-
-    @property
     def error(self) -> BaseException | None:
         """The bad news, if it was that."""
         return self._error
@@ -99,11 +89,6 @@ class Flight(Generic[C, T]):
         self.clear(None)
         self._landed.tell(value)
 
-    @property
-    def landed(self) -> T | None:
-        """What the work has brought home; None while it is on its way, and when it brings nothing."""
-        return self._landed.value
-
     async def clearance(self) -> C | None:
         """Wait until the work has been cleared or has ended, and with what; raises what ended it."""
         return await self._cleared.heard()
@@ -150,11 +135,6 @@ class SingleFlight(Generic[K, C, T]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._flights
-
-    def landed(self, key: K) -> T | None:
-        """What a flight has brought home that is still busy with what nobody waits for; None if there is none."""
-        flight = self._flights.get(key)
-        return None if flight is None else flight.landed
 
     def board(self, key: K, work: Callable[[Flight[C, T]], Awaitable[T]]) -> tuple[Flight[C, T], bool]:
         """The flight for `key`, and whether it was already in the air; else `work` takes off.
