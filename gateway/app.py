@@ -317,17 +317,17 @@ def declared(settings: Settings) -> tuple[Catalog, Sequence[Declared]]:
 
 @asynccontextmanager
 async def opened_directory(
-    settings: Settings, *, clock: Clock = SYSTEM_CLOCK
+    settings: Settings, *, applying: bool = True, clock: Clock = SYSTEM_CLOCK
 ) -> AsyncIterator[SqliteDirectory]:
     """The tenants and their keys alone, for commands; a gateway may be running on the same ledger.
 
-    The file of tenants is applied where none ever was: keys can be made before the first start.
+    With `applying`, the file of tenants is applied where none ever was: keys can be made before the first start.
     """
     with (
         _opened_database(_prepared(settings.storage.directory)) as database,
         closing(SqliteDirectory(database, clock=clock)) as directory,
     ):
-        if not await directory.was_applied():
+        if applying and not await directory.was_applied():
             _, said = declared(settings)
             await directory.apply(said, who="first use", if_other=True)
         yield directory

@@ -3,57 +3,164 @@
 from __future__ import annotations
 
 import asyncio
+import json as json_
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Annotated, Literal, NoReturn
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from gateway.app import opened_directory
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.app import SYSTEM_CLOCK, opened_directory
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Options, whoever_runs_this
+from gateway.domain.generation import Json
 from gateway.tenants.contract import Key
+from gateway.tenants.declarations import terms_from_json, terms_to_json
 
-keys = App(name="keys", help="Make, list and revoke tenants' keys. A running gateway knows of it at once.")
+keys = App(
+    name="keys", help="Make, list, rotate and revoke tenants' keys. A running gateway knows of it at once."
+)
+
+Several = Annotated[tuple[str, ...], Parameter(negative=())]
+Flag = Annotated[bool, Parameter(negative=())]
 
 
 @keys.command
-def create(tenant: str, *, name: str = "", options: Options = FILE_AND_ENVIRONMENT) -> None:
+def create(
+    tenant: str,
+    *,
+    name: str = "",
+    role: Literal["caller", "reader", "admin"] = "caller",
+    models: Several = (),
+    budget: Several = (),
+    rate: str | None = None,
+    burst: int | None = None,
+    expires: str | None = None,
+    options: Options = FILE_AND_ENVIRONMENT,
+) -> None:
     """Make a key for a tenant, and print it: the only time that it is seen.
 
     Parameters
     ----------
     tenant
-        One of the tenants of the configuration.
+        One of the tenants of the gateway.
     name
         What the key is for, for whoever lists it later.
+    role
+        caller buys; reader looks at usage, models and requests; admin administers tenants and keys as well.
+    models
+        The model that it may ask for, of those that its tenant may; may be repeated.
+    budget
+        What may be spent with it: 5/day, 20/month, 50/rolling 30d, 100/total; may be repeated.
+    rate
+        How often it may be used: 60/minute; of second, minute, hour and day.
+    burst
+        How many of these may come at once; all of them, if it is left out.
+    expires
+        When it ends: a length (12h, 30d, 4w) or a day (2026-12-31, where UTC has it begin).
     """
+    said: dict[str, Json] = {"role": role}
+    if models:
+        said["models"] = [*models]
+    if budget:
+        said["budgets"] = [_budget(each) for each in budget]
+    if rate is not None:
+        said["rate"] = _rate(rate, burst)
+    elif burst is not None:
+        _refuse("--burst goes with --rate: say how often on average.")
+    ends = None if expires is None else _end(expires)
+    terms = replace(terms_from_json(said, called="options"), expires_at=ends)
 
     async def make() -> str:
-        async with opened_directory(options.settings()) as registry:
-            return await registry.create(tenant, name)
+        async with opened_directory(options.settings()) as directory:
+            return await directory.create(tenant, name, terms=terms, who=whoever_runs_this())
 
     print(asyncio.run(make()))
 
 
 @keys.command(name="list")
-def list_(tenant: str | None = None, *, options: Options = FILE_AND_ENVIRONMENT) -> None:
+def list_(
+    tenant: str | None = None,
+    *,
+    json: Flag = False,
+    options: Options = FILE_AND_ENVIRONMENT,
+) -> None:
     """List the keys that were made, of all tenants or of one; never the keys themselves.
 
     Parameters
     ----------
     tenant
-        One of the tenants of the configuration; all of them if it is left out.
+        One of the tenants of the gateway; all of them if it is left out.
+    json
+        Print all that is known of them, as JSON.
     """
 
-    async def look() -> list[Key]:
-        async with opened_directory(options.settings()) as registry:
-            return list(await registry.listed(tenant))
+    async def look() -> Sequence[Key]:
+        async with opened_directory(options.settings()) as directory:
+            return await directory.listed(tenant)
 
-    print(_ROW.format("ID", "TENANT", "KEY", "CREATED", "REVOKED", "NAME"))
-    for key in asyncio.run(look()):
-        print(
-            _ROW.format(
-                key.id, key.tenant, f"{key.hint}…", _when(key.created_at), _when(key.revoked_at), key.name
-            ).rstrip()
-        )
+    found = asyncio.run(look())
+    if json:
+        print(_as_json(found))
+        return
+    print(_ROW.format("ID", "TENANT", "KEY", "ROLE", "CREATED", "USED", "EXPIRES", "REVOKED", "NAME"))
+    for key in found:
+        moments = (key.created_at, key.last_used_at, key.terms.expires_at, key.revoked_at)
+        cells = (key.id, key.tenant, f"{key.hint}…", key.terms.role.value, *map(_when, moments), key.name)
+        print(_ROW.format(*cells).rstrip())
+
+
+@keys.command
+def rotate(key: str, *, overlap: str = "24h", options: Options = FILE_AND_ENVIRONMENT) -> None:
+    """Make a key in place of another, with the same name and terms, and print it: the only time that it is seen.
+
+    Parameters
+    ----------
+    key
+        The old key: its id or its beginning, as `gateway keys list` shows them, or the key itself.
+    overlap
+        How long the old one stays good: 24h, 7d; 0h ends it at once.
+    """
+    overlap_seconds = _length(overlap)
+    if overlap_seconds is None:
+        _refuse(f"--overlap {overlap}: not a length such as 24h or 7d.")
+
+    async def make() -> str:
+        async with opened_directory(options.settings()) as directory:
+            return await directory.rotate(
+                key.removesuffix("…"), overlap_seconds=overlap_seconds, who=whoever_runs_this()
+            )
+
+    print(asyncio.run(make()))
+
+
+@keys.command
+def expire(key: str, *, at: str, options: Options = FILE_AND_ENVIRONMENT) -> None:
+    """Say when a key ends.
+
+    Parameters
+    ----------
+    key
+        Its id or its beginning, as `gateway keys list` shows them, or the key itself.
+    at
+        A length from now (12h, 30d, 4w) or a day (2026-12-31, where UTC has it begin); never.
+    """
+    ends = None if at == "never" else _end(at)
+
+    async def amend() -> Key:
+        async with opened_directory(options.settings()) as directory:
+            return await directory.amend(
+                key.removesuffix("…"),
+                change=lambda terms: replace(terms, expires_at=ends),
+                who=whoever_runs_this(),
+            )
+
+    amended = asyncio.run(amend())
+    print(
+        f"Key {amended.id} ({amended.hint}…) of tenant {amended.tenant} ends: {_when(ends, never='never')}."
+    )
 
 
 @keys.command
@@ -67,15 +174,69 @@ def revoke(key: str, *, options: Options = FILE_AND_ENVIRONMENT) -> None:
     """
 
     async def end() -> Key:
-        async with opened_directory(options.settings()) as registry:
-            return await registry.revoke(key.removesuffix("…"))
+        async with opened_directory(options.settings()) as directory:
+            return await directory.revoke(key.removesuffix("…"), who=whoever_runs_this())
 
     ended = asyncio.run(end())
     print(f"Revoked {ended.id} ({ended.hint}…) of tenant {ended.tenant}.")
 
 
-_ROW = "{:<14}{:<16}{:<15}{:<18}{:<18}{}"
+_ROW = "{:<14}{:<16}{:<15}{:<8}{:<18}{:<18}{:<18}{:<18}{}"
 
 
-def _when(moment: float | None) -> str:
-    return "-" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+def _when(moment: float | None, never: str = "-") -> str:
+    return never if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _as_json(found: Sequence[Key]) -> str:
+    told: list[Json] = [
+        {
+            "id": key.id,
+            "tenant": key.tenant,
+            "name": key.name,
+            "hint": key.hint,
+            "created_at": key.created_at,
+            "last_used_at": key.last_used_at,
+            "revoked_at": key.revoked_at,
+            "replaced_by": key.replaced_by,
+            "terms": terms_to_json(key.terms),
+        }
+        for key in found
+    ]
+    return json_.dumps(told, indent=2, ensure_ascii=False)
+
+
+def _budget(text: str) -> Json:
+    limit, slash, window = text.partition("/")
+    if not slash:
+        _refuse(f"--budget {text}: not an amount and a window such as 5/day.")
+    if window.startswith("rolling"):
+        return {"limit_usd": limit, "rolling": window.removeprefix("rolling").strip(" -")}
+    return {"limit_usd": limit, "per": window}
+
+
+def _rate(text: str, burst: int | None) -> Json:
+    requests, _, per = text.partition("/")
+    if not requests.isdecimal():
+        _refuse(f"--rate {text}: not a number of requests in a time, such as 60/minute.")
+    return {"requests": int(requests), "per": per, "burst": burst}
+
+
+def _end(text: str) -> float:
+    seconds = _length(text)
+    if seconds is not None:
+        return SYSTEM_CLOCK() + seconds
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        _refuse(f"{text}: neither a length such as 12h, 30d, 4w nor a day such as 2026-12-31.")
+
+
+def _length(text: str) -> float | None:
+    hours = {"h": 1, "d": 24, "w": 168}
+    match = re.fullmatch(r"([0-9]{1,5})([hdw])", text)
+    return None if match is None else int(match[1]) * hours[match[2]] * 3600.0
+
+
+def _refuse(why: str) -> NoReturn:
+    sys.exit(f"gateway: {why}")

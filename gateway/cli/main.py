@@ -11,7 +11,7 @@ from gateway.cli.collector import leave_alone
 from gateway.database.errors import DatabaseTooNew
 from gateway.documents.yaml_files import DocumentInvalid
 from gateway.domain.errors import CannotStart, GatewayError
-from gateway.tenants.contract import KeyUnknown, TenantUnknown
+from gateway.tenants.contract import BudgetUnknown, KeyUnknown, TenantUnknown
 
 app = App(
     name="gateway",
@@ -21,7 +21,10 @@ app = App(
 # By name: a command brings only what it needs itself, and the sandbox needs a video encoder.
 app.command("gateway.cli.serve:serve", help="Run the gateway.")
 app.command("gateway.cli.sandbox:sandbox", help="Run the stand-in for the upstream alone, on a port.")
-app.command("gateway.cli.keys:keys", help="Make, list and revoke tenants' keys.")
+app.command(
+    "gateway.cli.tenants:tenants", help="Apply, list, move and top up tenants; show who changed what."
+)
+app.command("gateway.cli.keys:keys", help="Make, list, rotate and revoke tenants' keys.")
 app.command("gateway.cli.purchases:purchases", help="List, show and resolve purchases.")
 app.command("gateway.cli.ledger:ledger", help="Examine the ledger, or copy it.")
 app.command("gateway.cli.config:config", help="Check the configuration.")
@@ -35,6 +38,7 @@ def main() -> None:
     try:
         app()
     except (
+        BudgetUnknown,
         CannotStart,
         DatabaseTooNew,
         DocumentInvalid,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,3 +41,12 @@ class Options:
 
 
 FILE_AND_ENVIRONMENT = Options()
+
+
+def whoever_runs_this() -> str:
+    """Who changes something, for the audit log."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        # In a container nobody may have given this user a name.
+        return f"cli:{os.getuid()}"

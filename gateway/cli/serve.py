@@ -7,19 +7,23 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from gateway.app import opened_directory, running_gateway
-from gateway.cli import children
+from gateway.cli import children, tenants
 from gateway.cli.collector import settle_in
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.cli.supervisor import running_workers
+from gateway.database.errors import DatabaseTooNew
+from gateway.documents.yaml_files import DocumentInvalid
+from gateway.domain.errors import CannotStart, GatewayError
 from gateway.settings import Settings
 from gateway.telemetry import logs
+from gateway.telemetry.logs import log_for
 from gateway.tenants.contract import Keys, TenantUnknown
 
 _SANDBOX_STOP_SECONDS = 30.0
@@ -81,6 +85,7 @@ async def _serve(options: Options, settings: Settings) -> None:
             keys = gateway.keys
         settle_in()
         key = await _demo_key(settings, keys) if sandbox_url else None
+        closing.enter_context(_told_to_apply(options))
         print(_greeting(settings, url, operations_url, key), flush=True)
         await stop.wait()
         print("Stopping: no new work; generations under way may land.", flush=True)
@@ -91,6 +96,8 @@ async def _serve(options: Options, settings: Settings) -> None:
 async def _work(settings: Settings, *, sandbox_url: str | None) -> None:
     """Serve beside other workers, until told to stop or until the supervisor is gone."""
     stop = _told_to_stop()
+    # The supervisor applies the file of tenants, once for all.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     asyncio.get_running_loop().add_reader(sys.stdin, _read_to_the_end, stop)
     async with running_gateway(
         settings, environment=os.environ, sandbox_url=sandbox_url, shared_ports=True
@@ -119,6 +126,34 @@ def _told_to_stop() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, tell)
     return stop
+
+
+@contextmanager
+def _told_to_apply(options: Options) -> Iterator[None]:
+    """While the block runs, SIGHUP applies the file of tenants; one with mistakes changes nothing, and is told of."""
+    loop, log = asyncio.get_running_loop(), log_for("tenants")
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def apply() -> None:
+        try:
+            changes = await tenants.applied(options.settings(), who="SIGHUP")
+        except (CannotStart, DatabaseTooNew, DocumentInvalid, GatewayError) as error:
+            log.error("tenants not applied", error=str(error))  # noqa: TRY400 -- the text says it all
+        else:
+            log.info("tenants applied", changes=[change.what for change in changes])
+
+    def tell() -> None:
+        task = loop.create_task(apply())
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, tell)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in under_way:
+            task.cancel()
 
 
 def _read_to_the_end(stop: asyncio.Event) -> None:

@@ -6,7 +6,7 @@ log; commands and the admin API change it in the same way. Every change counts f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -127,9 +127,14 @@ class Keys(Protocol):
         """
 
     async def amend(
-        self, key: str, *, name: str | None = None, terms: KeyTerms | None = None, who: str = ""
+        self,
+        key: str,
+        *,
+        name: str | None = None,
+        change: Callable[[KeyTerms], KeyTerms] = ...,
+        who: str = "",
     ) -> Key:
-        """Another name or other terms for a key; what is None stays. Raises KeyUnknown."""
+        """Another name, or other terms, for a key; without them they stay. Raises KeyUnknown."""
 
     async def revoke(self, key: str, *, who: str = "") -> Key:
         """End a key at once and for good. Raises KeyUnknown."""

@@ -122,9 +122,10 @@ class BudgetEntry(_Entry):
     def window(self, zone: str, week_starts: Weekday) -> Window:
         """Over what it counts, where `zone` and `week_starts` are what others say that say nothing."""
         starts = _WEEKDAYS.index(self.week_starts or week_starts) if self.per == "week" else 0
+        has_days = self.per not in (None, "total") or self.first_day or self.last_day
         return Window(
             Per(self.per) if self.per else Per.ROLLING,
-            zone=self.zone or zone,
+            zone=(self.zone or zone) if has_days else "UTC",
             week_starts=starts,
             rolling_seconds=int(self.rolling[:-1]) * _HOURS[self.rolling[-1]] * 3600 if self.rolling else 0,
             first_day=date.fromisoformat(self.first_day) if self.first_day else None,

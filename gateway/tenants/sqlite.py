@@ -8,7 +8,7 @@ import math
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from gateway.database.json_text import to_text
@@ -34,116 +34,30 @@ from gateway.tenants.contract import (
 )
 from gateway.tenants.declarations import (
     changes,
-    declared_from_json,
     declared_to_json,
     mistakes_in_tree,
-    terms_from_json,
     terms_to_json,
-    topped_up,
-    tree,
+)
+from gateway.tenants.sqlite_tables import (
+    NOBODY,
+    SCHEMA,
+    declared_in,
+    key_in_force,
+    keys_in,
+    load,
+    next_place,
+    revision_of,
+    terms_text,
 )
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _BUSY_TIMEOUT_SECONDS = 0.1
 """The event loop waits for it. Whoever reads is in nobody's way here, but for the moment in which a database is opened."""
 
-_SCHEMA = (
-    """
-    CREATE TABLE keys (
-        id         TEXT NOT NULL PRIMARY KEY,
-        tenant     TEXT NOT NULL,
-        name       TEXT NOT NULL,
-        hint       TEXT NOT NULL,
-        hash       BLOB NOT NULL UNIQUE,
-        created_at REAL NOT NULL,
-        revoked_at REAL
-    ) WITHOUT ROWID;
-    CREATE TABLE keys_revision (revision INTEGER NOT NULL);
-    INSERT INTO keys_revision VALUES (0);
-    CREATE TRIGGER key_created AFTER INSERT ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
-    CREATE TRIGGER key_changed AFTER UPDATE ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
-    """,
-    """
-    CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
-    """,
-    # The revision is random and not counted: one that was seen in a transaction which then failed must not come again
-    # with other content. When a key was last used is no change of it.
-    """
-    CREATE TABLE tenants (
-        name        TEXT NOT NULL PRIMARY KEY,
-        declaration TEXT NOT NULL,
-        source      TEXT NOT NULL CHECK (source IN ('file', 'admin')),
-        removed_at  REAL
-    ) WITHOUT ROWID;
-    CREATE TABLE top_ups (
-        serial INTEGER PRIMARY KEY,
-        tenant TEXT    NOT NULL,
-        key_id TEXT    NOT NULL,
-        budget TEXT    NOT NULL,
-        micros INTEGER NOT NULL CHECK (micros > 0),
-        at     REAL    NOT NULL,
-        reason TEXT    NOT NULL CHECK (reason != '')
-    );
-    CREATE TABLE applied_files (digest TEXT NOT NULL);
-    CREATE TABLE audit (
-        serial INTEGER PRIMARY KEY AUTOINCREMENT,
-        at     REAL NOT NULL,
-        who    TEXT NOT NULL,
-        action TEXT NOT NULL,
-        what   TEXT NOT NULL,
-        before TEXT,
-        after  TEXT
-    );
-    CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN
-        SELECT RAISE(ABORT, 'the audit log is only added to');
-    END;
-    CREATE TRIGGER audit_remains BEFORE DELETE ON audit BEGIN
-        SELECT RAISE(ABORT, 'the audit log is only added to');
-    END;
-    ALTER TABLE keys ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';
-    ALTER TABLE keys ADD COLUMN expires_at REAL;
-    ALTER TABLE keys ADD COLUMN last_used_at REAL;
-    ALTER TABLE keys ADD COLUMN replaced_by TEXT;
-    ALTER TABLE keys ADD COLUMN place INTEGER NOT NULL DEFAULT 0;
-    DROP TRIGGER key_created;
-    DROP TRIGGER key_changed;
-    DROP TRIGGER key_deleted;
-    CREATE TRIGGER key_created AFTER INSERT ON keys BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER key_changed
-        AFTER UPDATE OF id, tenant, name, hash, revoked_at, terms, expires_at, replaced_by, place ON keys
-        BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER tenant_created AFTER INSERT ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER tenant_changed AFTER UPDATE ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER tenant_deleted AFTER DELETE ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER topped_up AFTER INSERT ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER top_up_changed AFTER UPDATE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
-    CREATE TRIGGER top_up_deleted AFTER DELETE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
-    """,
-)
-
 T = TypeVar("T")
 
 _ALL_TERMS = KeyTerms()
 """Those of a key of which nothing is said."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """All that is in force, as of one revision of the database."""
-
-    revision: int
-    tenants: Mapping[str, Tenant]
-    callers: Mapping[bytes, Caller]
-    """By the hash of the key."""
-
-    by_id: Mapping[str, Caller]
-    revoked: frozenset[bytes]
-    removed: frozenset[bytes]
-    """Keys of tenants that are gone."""
-
-
-_NOBODY = _Snapshot(-1, {}, {}, {}, frozenset(), frozenset())
 
 
 class SqliteDirectory:
@@ -155,7 +69,7 @@ class SqliteDirectory:
     """
 
     def __init__(self, database: SqliteDatabase, *, clock: Clock) -> None:
-        database.migrate("tenants", _SCHEMA)
+        database.migrate("tenants", SCHEMA)
         self._database = database
         self._clock = clock
         self._watch = sqlite3.connect(database.path, isolation_level=None, timeout=_BUSY_TIMEOUT_SECONDS)
@@ -164,14 +78,14 @@ class SqliteDirectory:
         self._mark = 0
         self._looked_at = -math.inf
         self._data_version = -1
-        self._snapshot = _NOBODY
+        self._snapshot = NOBODY
         self._turns = 0
         """How often `authenticate` has begun to answer otherwise."""
 
         self._next_end = math.inf
         """When the next key expires."""
 
-        self._writers = _NOBODY
+        self._writers = NOBODY
         """What the thread that writes saw last. Nobody else looks at it: its transaction may yet fail to commit."""
 
         self._uses: dict[str, float] = {}
@@ -236,10 +150,10 @@ class SqliteDirectory:
 
     def in_force(self, connection: sqlite3.Connection, caller: Caller) -> Caller:
         """The caller as the transaction on `connection` has it: for the thread that writes. Raises KeyEnded."""
-        revision = _revision(connection)
+        revision = revision_of(connection)
         snapshot = self._snapshot if self._snapshot.revision == revision else self._writers
         if snapshot.revision != revision:
-            snapshot = self._writers = _load(connection, revision)
+            snapshot = self._writers = load(connection, revision)
         known = snapshot.by_id.get(caller.key_id)
         if known is None:
             raise KeyEnded(
@@ -275,9 +189,9 @@ class SqliteDirectory:
             return
         self._watch.execute("BEGIN")
         try:
-            revision = _revision(self._watch)
+            revision = revision_of(self._watch)
             if revision != self._snapshot.revision:
-                self._snapshot = _load(self._watch, revision)
+                self._snapshot = load(self._watch, revision)
                 self._turn()
         finally:
             self._watch.execute("ROLLBACK")
@@ -293,7 +207,7 @@ class SqliteDirectory:
         key = key_format.made()
 
         def work(connection: sqlite3.Connection) -> str:
-            _named(tenant, {each.name: each for each in _said(connection)})
+            _named(tenant, {each.name: each for each in declared_in(connection)})
             self._insert(connection, key, tenant, name, terms, who, "key created")
             return key
 
@@ -320,9 +234,9 @@ class SqliteDirectory:
                 key_format.hint(key),
                 key_format.hashed(key),
                 self._clock(),
-                _terms_text(terms),
+                terms_text(terms),
                 terms.expires_at,
-                _next_place(connection) if terms.rate else 0,
+                next_place(connection) if terms.rate else 0,
             ),
         )
         self._note(
@@ -334,8 +248,8 @@ class SqliteDirectory:
         following = key_format.made()
 
         def work(connection: sqlite3.Connection) -> str:
-            old = _key_in_force(connection, key)
-            _named(old.tenant, {each.name: each for each in _said(connection)})
+            old = key_in_force(connection, key)
+            _named(old.tenant, {each.name: each for each in declared_in(connection)})
             terms = old.terms
             identity = self._insert(connection, following, old.tenant, old.name, terms, who, "key rotated")
             ends = self._clock() + overlap_seconds
@@ -350,20 +264,23 @@ class SqliteDirectory:
         return await self._change(work)
 
     async def amend(
-        self, key: str, *, name: str | None = None, terms: KeyTerms | None = None, who: str = ""
+        self,
+        key: str,
+        *,
+        name: str | None = None,
+        change: Callable[[KeyTerms], KeyTerms] = lambda terms: terms,
+        who: str = "",
     ) -> Key:
         def work(connection: sqlite3.Connection) -> Key:
-            old = _key_in_force(connection, key)
-            new = replace(
-                old, name=old.name if name is None else name, terms=old.terms if terms is None else terms
-            )
+            old = key_in_force(connection, key)
+            new = replace(old, name=old.name if name is None else name, terms=change(old.terms))
             connection.execute(
                 "UPDATE keys SET name = ?, terms = ?, expires_at = ? WHERE id = ?",
-                (new.name, _terms_text(new.terms), new.terms.expires_at, old.id),
+                (new.name, terms_text(new.terms), new.terms.expires_at, old.id),
             )
             if new.terms.rate:
                 connection.execute(
-                    "UPDATE keys SET place = ? WHERE id = ? AND place = 0", (_next_place(connection), old.id)
+                    "UPDATE keys SET place = ? WHERE id = ? AND place = 0", (next_place(connection), old.id)
                 )
             before, after = ({"name": each.name, **terms_to_json(each.terms)} for each in (old, new))
             self._note(connection, who, "key amended", f"{old.tenant}#{old.id}", before, after)
@@ -373,7 +290,7 @@ class SqliteDirectory:
 
     async def revoke(self, key: str, *, who: str = "") -> Key:
         def work(connection: sqlite3.Connection) -> Key:
-            ended = replace(_key_in_force(connection, key), revoked_at=self._clock())
+            ended = replace(key_in_force(connection, key), revoked_at=self._clock())
             connection.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (ended.revoked_at, ended.id))
             self._note(
                 connection, who, "key revoked", f"{ended.tenant}#{ended.id}", {"name": ended.name}, None
@@ -384,7 +301,7 @@ class SqliteDirectory:
 
     async def listed(self, tenant: str | None) -> Sequence[Key]:
         return await self._database.read(
-            lambda connection: _keys(connection, "? IS NULL OR tenant = ?", tenant, tenant)
+            lambda connection: keys_in(connection, "? IS NULL OR tenant = ?", tenant, tenant)
         )
 
     async def write_down_uses(self) -> None:
@@ -418,7 +335,7 @@ class SqliteDirectory:
             by_admin = {
                 name for (name,) in connection.execute("SELECT name FROM tenants WHERE source = 'admin'")
             }
-            before = {each.name: each for each in _said(connection)}
+            before = {each.name: each for each in declared_in(connection)}
             after = {name: before[name] for name in by_admin & before.keys()}
             after |= {each.name: each for each in declared}
             made = self._make(connection, before, after, who=who, source="file", dry_run=dry_run)
@@ -471,7 +388,7 @@ class SqliteDirectory:
         dry_run: bool,
     ) -> Sequence[Change]:
         def work(connection: sqlite3.Connection) -> Sequence[Change]:
-            before = {each.name: each for each in _said(connection)}
+            before = {each.name: each for each in declared_in(connection)}
             return self._make(connection, before, edited(before), who=who, source="admin", dry_run=dry_run)
 
         return await (self._database.read(work) if dry_run else self._change(work))
@@ -514,7 +431,7 @@ class SqliteDirectory:
         return made
 
     async def declared(self) -> Sequence[Declared]:
-        return await self._database.read(_said)
+        return await self._database.read(declared_in)
 
     async def top_up(
         self,
@@ -529,8 +446,8 @@ class SqliteDirectory:
         added = TopUp(amount, self._clock(), reason)
 
         def work(connection: sqlite3.Connection) -> TopUp:
-            said = _named(tenant, {each.name: each for each in _said(connection)})
-            topped = None if key is None else _key_in_force(connection, key)
+            said = _named(tenant, {each.name: each for each in declared_in(connection)})
+            topped = None if key is None else key_in_force(connection, key)
             if topped is not None and topped.tenant != tenant:
                 raise KeyUnknown(f"This key is not one of {tenant}'s.")
             budgets = said.limits if topped is None else topped.terms.budgets
@@ -574,91 +491,6 @@ class SqliteDirectory:
             return work(connection)
 
         return await self._database.write(and_tell)
-
-
-def _load(connection: sqlite3.Connection, revision: int) -> _Snapshot:
-    added: dict[tuple[str, str, str], list[TopUp]] = {}
-    for tenant, key_id, budget, micros, at, reason in connection.execute(
-        "SELECT tenant, key_id, budget, micros, at, reason FROM top_ups ORDER BY serial"
-    ):
-        added.setdefault((tenant, key_id, budget), []).append(TopUp(Money(micros), at, reason))
-    tenants = tree(_said(connection), added)
-    callers: dict[bytes, Caller] = {}
-    revoked: set[bytes] = set()
-    removed: set[bytes] = set()
-    for identity, tenant, digest, revoked_at, said, expires_at, place in connection.execute(
-        "SELECT id, tenant, hash, revoked_at, terms, expires_at, place FROM keys"
-    ):
-        if revoked_at is not None:
-            revoked.add(digest)
-        elif tenant not in tenants:
-            removed.add(digest)
-        else:
-            terms = _terms(said, expires_at)
-            terms = replace(terms, budgets=topped_up(terms.budgets, tenant, identity, added))
-            callers[digest] = Caller(tenants[tenant], identity, terms, place)
-    by_id = {caller.key_id: caller for caller in callers.values()}
-    return _Snapshot(revision, tenants, callers, by_id, frozenset(revoked), frozenset(removed))
-
-
-def _revision(connection: sqlite3.Connection) -> int:
-    (revision,) = connection.execute("SELECT revision FROM keys_revision").fetchone()
-    return int(revision)
-
-
-def _said(connection: sqlite3.Connection) -> Sequence[Declared]:
-    return [
-        declared_from_json(name, json.loads(text))
-        for name, text in connection.execute(
-            "SELECT name, declaration FROM tenants WHERE removed_at IS NULL ORDER BY name"
-        )
-    ]
-
-
-def _keys(connection: sqlite3.Connection, condition: str, *values: object) -> Sequence[Key]:
-    query = (
-        "SELECT id, tenant, name, hint, created_at, revoked_at, terms, expires_at, last_used_at, replaced_by "
-        f"FROM keys WHERE {condition} ORDER BY created_at, id"
-    )
-    return [
-        Key(identity, tenant, name, hint, made_at, revoked_at, _terms(said, expires_at), used_at, replaced_by)
-        for identity, tenant, name, hint, made_at, revoked_at, said, expires_at, used_at, replaced_by in (
-            connection.execute(query, values)
-        )
-    ]
-
-
-def _key_in_force(connection: sqlite3.Connection, key: str) -> Key:
-    """The one key that is named so and was not revoked. Raises KeyUnknown."""
-    matches = _keys(
-        connection,
-        "(id = ? OR hint = ? OR hash = ?) AND revoked_at IS NULL",
-        key,
-        key,
-        key_format.hashed(key),
-    )
-    if len(matches) != 1:
-        raise KeyUnknown(
-            "No key in force has the id, the hint or the text given; see `gateway keys list`."
-            if not matches
-            else "More than one key has this hint: name the key by its id; see `gateway keys list`."
-        )
-    return matches[0]
-
-
-def _terms_text(terms: KeyTerms) -> str:
-    # When it expires has a column: to the fraction of a second, and for whoever looks into the database.
-    return to_text(terms_to_json(replace(terms, expires_at=None)))
-
-
-def _terms(text: str, expires_at: float | None) -> KeyTerms:
-    return replace(terms_from_json(json.loads(text)), expires_at=expires_at)
-
-
-def _next_place(connection: sqlite3.Connection) -> int:
-    """A place for a key's rate that no other key has."""
-    (highest,) = connection.execute("SELECT COALESCE(MAX(place), 0) FROM keys").fetchone()
-    return int(highest) + 1
 
 
 def _has_ended(caller: Caller, now: float) -> bool:

@@ -39,7 +39,9 @@ async def test_keys_are_listed_by_their_beginning_and_revoked_by_it_or_by_their_
     listed = await run("keys", "list", "--config", house.config)
     heading, first_row, second_row = listed.out.splitlines()
 
-    assert heading.split() == ["ID", "TENANT", "KEY", "CREATED", "REVOKED", "NAME"]
+    assert heading.split() == [
+        *("ID", "TENANT", "KEY", "ROLE", "CREATED", "USED", "EXPIRES", "REVOKED", "NAME")
+    ]
     assert first_row.split()[1:3] == ["demo", f"{house.key[:12]}…"]
     assert second_row.split()[1:3] == ["other", f"{second[:12]}…"]
     assert house.key not in listed.out

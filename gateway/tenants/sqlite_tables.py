@@ -1,0 +1,199 @@
+"""The tables of tenants and keys, and what is in them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gateway.database.json_text import to_text
+from gateway.domain.money import Money
+from gateway.domain.tenant import Caller, KeyTerms, Tenant, TopUp
+from gateway.tenants import key_format
+from gateway.tenants.contract import Declared, Key, KeyUnknown
+from gateway.tenants.declarations import (
+    declared_from_json,
+    terms_from_json,
+    terms_to_json,
+    topped_up,
+    tree,
+)
+
+SCHEMA = (
+    """
+    CREATE TABLE keys (
+        id         TEXT NOT NULL PRIMARY KEY,
+        tenant     TEXT NOT NULL,
+        name       TEXT NOT NULL,
+        hint       TEXT NOT NULL,
+        hash       BLOB NOT NULL UNIQUE,
+        created_at REAL NOT NULL,
+        revoked_at REAL
+    ) WITHOUT ROWID;
+    CREATE TABLE keys_revision (revision INTEGER NOT NULL);
+    INSERT INTO keys_revision VALUES (0);
+    CREATE TRIGGER key_created AFTER INSERT ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
+    CREATE TRIGGER key_changed AFTER UPDATE ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
+    """,
+    """
+    CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN UPDATE keys_revision SET revision = revision + 1; END;
+    """,
+    # The revision is random and not counted: one that was seen in a transaction which then failed must not come again
+    # with other content. When a key was last used is no change of it.
+    """
+    CREATE TABLE tenants (
+        name        TEXT NOT NULL PRIMARY KEY,
+        declaration TEXT NOT NULL,
+        source      TEXT NOT NULL CHECK (source IN ('file', 'admin')),
+        removed_at  REAL
+    ) WITHOUT ROWID;
+    CREATE TABLE top_ups (
+        serial INTEGER PRIMARY KEY,
+        tenant TEXT    NOT NULL,
+        key_id TEXT    NOT NULL,
+        budget TEXT    NOT NULL,
+        micros INTEGER NOT NULL CHECK (micros > 0),
+        at     REAL    NOT NULL,
+        reason TEXT    NOT NULL CHECK (reason != '')
+    );
+    CREATE TABLE applied_files (digest TEXT NOT NULL);
+    CREATE TABLE audit (
+        serial INTEGER PRIMARY KEY AUTOINCREMENT,
+        at     REAL NOT NULL,
+        who    TEXT NOT NULL,
+        action TEXT NOT NULL,
+        what   TEXT NOT NULL,
+        before TEXT,
+        after  TEXT
+    );
+    CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN
+        SELECT RAISE(ABORT, 'the audit log is only added to');
+    END;
+    CREATE TRIGGER audit_remains BEFORE DELETE ON audit BEGIN
+        SELECT RAISE(ABORT, 'the audit log is only added to');
+    END;
+    ALTER TABLE keys ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE keys ADD COLUMN expires_at REAL;
+    ALTER TABLE keys ADD COLUMN last_used_at REAL;
+    ALTER TABLE keys ADD COLUMN replaced_by TEXT;
+    ALTER TABLE keys ADD COLUMN place INTEGER NOT NULL DEFAULT 0;
+    DROP TRIGGER key_created;
+    DROP TRIGGER key_changed;
+    DROP TRIGGER key_deleted;
+    CREATE TRIGGER key_created AFTER INSERT ON keys BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER key_changed
+        AFTER UPDATE OF id, tenant, name, hash, revoked_at, terms, expires_at, replaced_by, place ON keys
+        BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER tenant_created AFTER INSERT ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER tenant_changed AFTER UPDATE ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER tenant_deleted AFTER DELETE ON tenants BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER topped_up AFTER INSERT ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER top_up_changed AFTER UPDATE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
+    CREATE TRIGGER top_up_deleted AFTER DELETE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is in force, as of one revision of the database."""
+
+    revision: int
+    tenants: Mapping[str, Tenant]
+    callers: Mapping[bytes, Caller]
+    """By the hash of the key."""
+
+    by_id: Mapping[str, Caller]
+    revoked: frozenset[bytes]
+    removed: frozenset[bytes]
+    """Keys of tenants that are gone."""
+
+
+NOBODY = Snapshot(-1, {}, {}, {}, frozenset(), frozenset())
+
+
+def load(connection: sqlite3.Connection, revision: int) -> Snapshot:
+    added: dict[tuple[str, str, str], list[TopUp]] = {}
+    for tenant, key_id, budget, micros, at, reason in connection.execute(
+        "SELECT tenant, key_id, budget, micros, at, reason FROM top_ups ORDER BY serial"
+    ):
+        added.setdefault((tenant, key_id, budget), []).append(TopUp(Money(micros), at, reason))
+    tenants = tree(declared_in(connection), added)
+    callers: dict[bytes, Caller] = {}
+    revoked: set[bytes] = set()
+    removed: set[bytes] = set()
+    for identity, tenant, digest, revoked_at, said, expires_at, place in connection.execute(
+        "SELECT id, tenant, hash, revoked_at, terms, expires_at, place FROM keys"
+    ):
+        if revoked_at is not None:
+            revoked.add(digest)
+        elif tenant not in tenants:
+            removed.add(digest)
+        else:
+            terms = _terms(said, expires_at)
+            terms = replace(terms, budgets=topped_up(terms.budgets, tenant, identity, added))
+            callers[digest] = Caller(tenants[tenant], identity, terms, place)
+    by_id = {caller.key_id: caller for caller in callers.values()}
+    return Snapshot(revision, tenants, callers, by_id, frozenset(revoked), frozenset(removed))
+
+
+def revision_of(connection: sqlite3.Connection) -> int:
+    (revision,) = connection.execute("SELECT revision FROM keys_revision").fetchone()
+    return int(revision)
+
+
+def declared_in(connection: sqlite3.Connection) -> Sequence[Declared]:
+    return [
+        declared_from_json(name, json.loads(text))
+        for name, text in connection.execute(
+            "SELECT name, declaration FROM tenants WHERE removed_at IS NULL ORDER BY name"
+        )
+    ]
+
+
+def keys_in(connection: sqlite3.Connection, condition: str, *values: object) -> Sequence[Key]:
+    query = (
+        "SELECT id, tenant, name, hint, created_at, revoked_at, terms, expires_at, last_used_at, replaced_by "
+        f"FROM keys WHERE {condition} ORDER BY created_at, id"
+    )
+    return [
+        Key(identity, tenant, name, hint, made_at, revoked_at, _terms(said, expires_at), used_at, replaced_by)
+        for identity, tenant, name, hint, made_at, revoked_at, said, expires_at, used_at, replaced_by in (
+            connection.execute(query, values)
+        )
+    ]
+
+
+def key_in_force(connection: sqlite3.Connection, key: str) -> Key:
+    """The one key that is named so and was not revoked. Raises KeyUnknown."""
+    matches = keys_in(
+        connection,
+        "(id = ? OR hint = ? OR hash = ?) AND revoked_at IS NULL",
+        key,
+        key,
+        key_format.hashed(key),
+    )
+    if len(matches) != 1:
+        raise KeyUnknown(
+            "No key in force has the id, the hint or the text given; see `gateway keys list`."
+            if not matches
+            else "More than one key has this hint: name the key by its id; see `gateway keys list`."
+        )
+    return matches[0]
+
+
+def terms_text(terms: KeyTerms) -> str:
+    # When it expires has a column: to the fraction of a second, and for whoever looks into the database.
+    return to_text(terms_to_json(replace(terms, expires_at=None)))
+
+
+def _terms(text: str, expires_at: float | None) -> KeyTerms:
+    return replace(terms_from_json(json.loads(text)), expires_at=expires_at)
+
+
+def next_place(connection: sqlite3.Connection) -> int:
+    """A place for a key's rate that no other key has."""
+    (highest,) = connection.execute("SELECT COALESCE(MAX(place), 0) FROM keys").fetchone()
+    return int(highest) + 1
