@@ -46,14 +46,13 @@ def dated_windows(draw: st.DrawFn) -> Window:
     return replace(window, first_day=first, last_day=last)
 
 
-def _moments_near_its_dates(window: Window) -> st.SearchStrategy[float]:
-    days = [day for day in (window.first_day, window.last_day) if day is not None]
-    near = [
-        datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + offset * _DAY
-        for day in days
-        for offset in (-400, -40, -2, -1, 0, 1, 2, 40, 400)
-    ]
-    return moments if not near else moments | st.sampled_from(near)
+@st.composite
+def dated_windows_and_moments(draw: st.DrawFn) -> tuple[Window, float]:
+    """A moment that is often near one of the window's own dates."""
+    window, moment = draw(dated_windows()), draw(moments)
+    which, days = draw(st.integers(0, 2)), draw(st.sampled_from((-400, -40, -2, -1, 0, 1, 2, 40, 400)))
+    day = (None, window.first_day, window.last_day)[which]
+    return window, moment if day is None else _utc(day.isoformat()) + days * _DAY
 
 
 def _utc(text: str) -> float:
@@ -136,14 +135,13 @@ def test_every_day_of_a_year_begins_after_the_one_before_whatever_the_zone(zone:
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.data(), window=dated_windows())
+@given(at=dated_windows_and_moments(), share=st.floats(0, 1))
 def test_a_window_turns_at_the_first_moment_at_which_another_span_counts(
-    data: st.DataObject, window: Window
+    at: tuple[Window, float], share: float
 ) -> None:
-    now = data.draw(_moments_near_its_dates(window))
+    window, now = at
     turn = window.turns_at(now)
     span = window.span(now)
-    share = data.draw(st.floats(0, 1))
 
     if turn is None:
         assert window.span(now + share * 50 * 365 * _DAY) == span
@@ -155,9 +153,9 @@ def test_a_window_turns_at_the_first_moment_at_which_another_span_counts(
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.data(), window=dated_windows())
-def test_dates_cut_a_window_and_out_of_them_it_is_not_in_force(data: st.DataObject, window: Window) -> None:
-    now = data.draw(_moments_near_its_dates(window))
+@given(at=dated_windows_and_moments())
+def test_dates_cut_a_window_and_out_of_them_it_is_not_in_force(at: tuple[Window, float]) -> None:
+    window, now = at
     span, info = window.span(now), zoneinfo.ZoneInfo(window.zone)
     first = None if window.first_day is None else midnight(window.first_day, info)
     end = None if window.last_day is None else midnight(window.last_day + timedelta(days=1), info)
