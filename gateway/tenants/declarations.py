@@ -403,23 +403,24 @@ def changes(before: Mapping[str, Declared], after: Mapping[str, Declared]) -> Se
         elif name not in after:
             found.append(Change(name, declared_to_json(before[name]), None))
         else:
-            was, now = _members(before[name]), _members(after[name])
-            found += [
-                Change(f"{name}.{member}", was.get(member), now.get(member))
-                for member in sorted(was.keys() | now.keys())
-                if was.get(member) != now.get(member)
-            ]
+            found += _different(name, _members(before[name]), _members(after[name]))
     return found
+
+
+def _different(what: str, before: Mapping[str, Json], after: Mapping[str, Json]) -> Iterator[Change]:
+    for member in sorted(before.keys() | after.keys()):
+        was, now = before.get(member), after.get(member)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _different(f"{what}.{member}", was, now)
+        elif was != now:
+            yield Change(f"{what}.{member}", was, now)
 
 
 def _members(declared: Declared) -> dict[str, Json]:
     members = declared_to_json(declared)
     if declared.budgets:
         del members["budgets"]
-        for budget in declared.budgets:
-            for member, value in _budget_to_json(budget).items():
-                if member != "name":
-                    members[f"budgets.{budget.label}.{member}"] = value
+        members |= {f"budgets.{budget.label}": _budget_to_json(budget) for budget in declared.budgets}
     return members
 
 
