@@ -26,6 +26,7 @@ from gateway.domain.errors import CannotStart, GatewayError, ModelUnknown
 from gateway.domain.expectation import Expectation
 from gateway.domain.generation import GenerationRequest
 from gateway.domain.money import Money
+from gateway.domain.tenant import Holder
 from gateway.generation.drift import BalanceWatch, ForeignSpend
 from gateway.generation.housekeeping import Errand, Housekeeping
 from gateway.generation.inspection import inspect
@@ -502,9 +503,9 @@ async def _reading(
         saved[*place, "hit"] = tally.saved_by_hits
         saved[*place, "collapsed"] = tally.saved_by_joining
     budgets = [
-        BudgetReading(tenant.name, balance.budget.per.label, balance.budget.limit, balance.remaining)
-        for tenant in tenants
-        for balance in await ledger.balances(tenant.name, tenant.budgets)
+        BudgetReading(holder.name, balance.budget.label, balance.limit, balance.remaining)
+        for holder in (Holder(tenant.name, "", tenant.budgets) for tenant in tenants)
+        for balance in await ledger.balances_of([holder])
     ]
     open_purchases = await ledger.counts()
     return Reading(

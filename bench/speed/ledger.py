@@ -32,6 +32,7 @@ from gateway.domain.identity import Digest, Fingerprint, RequestId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, Tenant
 from gateway.domain.window import Window
+from gateway.ledger import sums
 from gateway.ledger.contract import Sent
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.contract import Completed, RequestRecord
@@ -92,8 +93,8 @@ def _request() -> GenerationRequest:
 async def fill(path: Path, purchases: int) -> None:
     """Have a new ledger in `path` hold so many settled purchases of two years, each with the request that it was for.
 
-    The gateway's own code makes one, and the others are copies of its rows under other names. What it books with a trigger
-    for each is added up once.
+    The gateway's own code makes one, and the others are copies of its rows under other names. What it adds to the running
+    totals for each is added up once.
     """
     with _opened(path) as books:
         request = _request()
@@ -130,11 +131,12 @@ def _copy_rows(path: Path, purchases: int) -> None:
         )
         database.execute("CREATE TEMP TABLE first AS SELECT * FROM purchases")
         own = ("id", "fingerprint", "ticket", "tenant", "model")
-        purchase = {column: f"copies.{column}" for column in own}
+        purchase = {"path": "copies.tenant", **{column: f"copies.{column}" for column in own}}
+        reserved_at = {"reserved_at": "original.reserved_at - 86400.0 * days_ago"}
         _copy(
             database,
             "purchases",
-            {**purchase, "day": "original.day - days_ago", "generation": _renamed("original.generation")},
+            {**purchase, **reserved_at, "generation": _renamed("original.generation")},
         )
         _copy(database, "purchase_parameters", {"parameters": _renamed("original.parameters")})
         request = {"id": "copies.id", "tenant": "copies.tenant", "purchase": "copies.id"}
@@ -142,11 +144,9 @@ def _copy_rows(path: Path, purchases: int) -> None:
         _copy(database, "requests", {**request, **submitted_at, "outcome": _renamed("original.outcome")})
         _copy(database, "requested", {"request": _renamed("original.request")})
         for statement in (
-            "DELETE FROM spending",
-            "INSERT INTO spending SELECT tenant, model, SUM(cost_micros), COUNT(*) FROM purchases GROUP BY 1, 2",
-            "DELETE FROM balances",
-            "INSERT INTO balances SELECT tenant, day, SUM(cost_micros), 0 FROM purchases GROUP BY 1, 2",
-            "INSERT INTO balances SELECT tenant, -1, SUM(spent_micros), 0 FROM balances GROUP BY 1",
+            "DELETE FROM sums",
+            "DELETE FROM series",
+            *sums.FROM_PURCHASES.split(";\n")[:-1],
             *(sql for *_, sql in put_aside),
             "COMMIT",
         ):
@@ -301,7 +301,7 @@ class _Bench:
             return lambda: books.ledger.newest(next(names))
 
         def balances(books: _Books) -> Callable[[], Awaitable[object]]:
-            return lambda: books.ledger.balances("tenant-0", _BUYER.tenant.budgets)
+            return lambda: books.ledger.balances_of(_BUYER.holders)
 
         def orphans(books: _Books) -> Callable[[], Awaitable[object]]:
             return books.ledger.orphans

@@ -175,6 +175,8 @@ def _facts(purchase: Purchase) -> Iterator[tuple[str, object]]:
     yield "id", purchase.id
     yield "state", purchase.state.value
     yield "tenant", purchase.tenant
+    if purchase.path != purchase.tenant:
+        yield "path", purchase.path
     yield "key", purchase.key_id
     yield "model", purchase.request.model
     yield "fingerprint", purchase.request.fingerprint

@@ -39,9 +39,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
+from gateway.domain.balance import Balance
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
-from gateway.domain.window import Window
+from gateway.domain.tenant import Caller, Holder
 
 
 class CannotStart(Exception):
@@ -180,46 +181,84 @@ class LinkInvalid(RequestRefused):
 
 
 class BudgetExceeded(RequestRefused):
-    """The price does not fit into one of the tenant's budgets."""
+    """The price does not fit into one of the budgets above the caller: its key's, its tenant's, or that of one above."""
 
     code = "budget_exceeded"
 
     def __init__(
         self,
         *,
-        tenant: str,
-        window: Window,
-        limit: Money,
-        spent: Money,
-        reserved: Money,
+        caller: Caller,
+        balance: Balance,
+        holder: Holder,
         price: Money,
         resets_at: datetime | None,
+        runs_out_at: datetime | None,
+        in_force: bool = True,
     ) -> None:
-        self.tenant = tenant
-        self.window = window
-        self.limit = limit
-        self.spent = spent
-        self.reserved = reserved
+        """`resets_at`: when there may be room again; None where that never comes, or nobody can say.
+
+        Not `in_force` is a budget with dates, where none of its holder's is at this time: then nothing is bought.
+        """
+        self.key_id = caller.key_id
+        """Whose request was refused: it is nobody else's refusal."""
+
+        self.balance = balance
+        self.holder = holder
         self.price = price
+        self.window = balance.budget.per
         self.resets_at = resets_at
-        resets = f"resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}" if resets_at else "never resets"
+        self.runs_out_at = runs_out_at
+        self.is_in_force = in_force
+        self._is_anothers = holder.tenant != caller.tenant.name
         super().__init__(
-            f"Insufficient credits: this request is held at {price}, and the {window.label} budget of "
-            f"{tenant} ({limit}) has {spent} spent and {reserved} reserved. It {resets}; a retry before then "
-            "will not help. Ask for less, or have the limit raised."
+            f"Insufficient credits: this request is held at {price}, and {self._too_small()}. {self._when()} "
+            "Ask for less, or have the limit raised."
         )
+
+    def _too_small(self) -> str:
+        balance, of = self.balance, self.holder.name
+        if not self.is_in_force:
+            return f"no budget of {of} is in force now"
+        if balance.budget.is_per_request:
+            return f"one request of {of} may cost no more than {balance.limit}"
+        named = f"the {balance.budget.label} budget of {of}"
+        if self._is_anothers:
+            return f"{named} has {balance.remaining} left"
+        return f"{named} ({balance.limit}) has {balance.spent} spent and {balance.reserved} reserved"
+
+    def _when(self) -> str:
+        if self.balance.budget.is_per_request and self.is_in_force:
+            return "A retry will not help."
+        if self.resets_at is None:
+            return "It never resets; a retry will not help."
+        word = "resets" if self.is_in_force else "begins"
+        return f"It {word} at {_utc(self.resets_at)}; a retry before then will not help."
 
     @property
     def details(self) -> Mapping[str, Json]:
+        balance = self.balance
+        # What another tenant has is its own; what it leaves is told with every answer.
+        of_its_own: dict[str, Json] = {
+            "limit_usd": balance.limit.usd_number,
+            "spent_usd": balance.spent.usd_number,
+            "reserved_usd": balance.reserved.usd_number,
+        }
         return {
             "window": self.window.label,
-            "limit_usd": self.limit.usd_number,
-            "spent_usd": self.spent.usd_number,
-            "reserved_usd": self.reserved.usd_number,
+            "budget": balance.budget.label,
+            "of": self.holder.name,
+            **({} if self._is_anothers else of_its_own),
+            "remaining_usd": balance.remaining.usd_number if self.is_in_force else 0,
             "price_usd": self.price.usd_number,
-            "resets_at": self.resets_at.strftime("%Y-%m-%dT%H:%M:%SZ") if self.resets_at else None,
+            "resets_at": _utc(self.resets_at),
+            "runs_out_at": _utc(self.runs_out_at),
             "retry": False,
         }
+
+
+def _utc(moment: datetime | None) -> str | None:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
 
 
 class NotBought(GatewayError):

@@ -10,6 +10,7 @@ from functools import partial
 from gateway.domain.clock import Clock
 from gateway.domain.errors import (
     BudgetExceeded,
+    KeyEnded,
     NotBought,
     RequestRefused,
     RequestUnknown,
@@ -136,7 +137,7 @@ class GenerationService:
 
         The record is concluded already if the generation was there. `pollable` says that the caller will come back
         for the record, so that even a hit is written down; every other request is, whoever waits.
-        Raises BudgetExceeded and whatever else refuses before money moves, and Unavailable.
+        Raises BudgetExceeded, KeyEnded and whatever else refuses before money moves, and Unavailable.
         """
         if not request.fresh and (generation := await self._purchasing.look_up(request.fingerprint)):
             return Accepted(await self._answer_with(identity, caller, request, generation, pollable=pollable))
@@ -279,8 +280,8 @@ class GenerationService:
             )
             try:
                 purchase = await flight.clearance()
-            except BudgetExceeded as refusal:
-                if joined and refusal.tenant != caller.tenant.name:
+            except (BudgetExceeded, KeyEnded) as refusal:
+                if joined and refusal.key_id != caller.key_id:
                     continue  # The one who took off could not pay. Perhaps we can.
                 raise
             except Abandoned:
@@ -341,8 +342,8 @@ class GenerationService:
                 return boarded, await boarded.flight.landing()
             except Abandoned:
                 pass
-            except BudgetExceeded as refusal:
-                if refusal.tenant == record.tenant:
+            except (BudgetExceeded, KeyEnded) as refusal:
+                if refusal.key_id == record.key_id:
                     raise
             caller = self._identify(record.tenant, record.key_id)
             if caller is None:

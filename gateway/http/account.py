@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from gateway.catalog.contract import Catalog, Model
+from gateway.domain.balance import Balance, remaining
 from gateway.domain.clock import Clock
 from gateway.domain.errors import PriceUnknown
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
-from gateway.ledger.contract import Balance, Statements, remaining
+from gateway.ledger.contract import Statements
 from gateway.requests.contract import Tallies, Tally
 
 
@@ -29,18 +30,19 @@ class Account:
     clock: Clock
 
     async def get_credits(self, request: web.Request) -> web.Response:
-        """What is left of the tenant's tightest budget, in the upstream's shape; null where there is no limit."""
-        tenant = self.front_door.caller(request).tenant
-        left = remaining(await self.statements.balances(tenant.name, tenant.budgets))
+        """What the tightest budget above the caller leaves, in the upstream's shape; null where there is no limit."""
+        caller = self.front_door.caller(request)
+        left = remaining(await self.statements.balances_of(caller.holders))
         return json_response({"credits": None if left is None else left.usd_number, "free-credits": 0.0})
 
     async def get_usage(self, request: web.Request) -> web.Response:
-        """Spent, reserved and saved, in all and by model, and every budget as it stands."""
-        tenant = self.front_door.caller(request).tenant
+        """Spent, reserved and saved, in all and by model, and every budget above the caller as it stands."""
+        caller = self.front_door.caller(request)
+        tenant = caller.tenant
         spent = await self.statements.spent(tenant.name)
         reserved = await self.statements.reserved(tenant.name)
         tallies = await self.tallies.totals(tenant.name)
-        balances = await self.statements.balances(tenant.name, tenant.budgets)
+        balances = await self.statements.balances_of(caller.holders, with_pace=True)
         places = sorted({*spent, *reserved, *tallies})
         everything = sum(tallies.values(), start=Tally())
         return json_response(
@@ -52,7 +54,7 @@ class Account:
                     sum(reserved.values(), start=Money.ZERO),
                     everything,
                 ),
-                "budgets": [self._budget(balance) for balance in balances],
+                "budgets": [self._budget(balance, tenant.name) for balance in balances],
                 "models": {
                     place[1]: _line(
                         spent.get(place, Money.ZERO),
@@ -64,14 +66,20 @@ class Account:
             }
         )
 
-    def _budget(self, balance: Balance) -> dict[str, Json]:
-        resets_at = balance.budget.per.resets_at(self.clock())
+    def _budget(self, balance: Balance, tenant: str) -> dict[str, Json]:
+        """What another tenant has above this one is its own business; what it leaves is this one's, too."""
+        now, budget, holder = self.clock(), balance.budget, balance.holder
+        is_its_own = holder is None or holder.tenant == tenant
         return {
-            "per": balance.budget.per.label,
-            "resets_at": resets_at.strftime("%Y-%m-%dT%H:%M:%SZ") if resets_at else None,
-            **_money("limit", balance.budget.limit),
-            **_money("spent", balance.spent),
-            **_money("reserved", balance.reserved),
+            "name": budget.label,
+            "of": tenant if holder is None else holder.name,
+            "per": budget.per.label,
+            "models": None if budget.models is None else [*sorted(budget.models)],
+            "resets_at": _utc(budget.per.resets_at(now)),
+            "runs_out_at": _utc(balance.runs_out_at(now)),
+            **(_money("limit", balance.limit) if is_its_own else {}),
+            **(_money("spent", balance.spent) if is_its_own else {}),
+            **(_money("reserved", balance.reserved) if is_its_own else {}),
             **_money("remaining", balance.remaining),
         }
 
@@ -119,6 +127,10 @@ def _line(spent: Money, reserved: Money, tally: Tally) -> dict[str, Json]:
         "collapsed": tally.collapsed,
         "bypasses": tally.bypasses,
     }
+
+
+def _utc(moment: datetime | None) -> str | None:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
 
 
 def _money(name: str, amount: Money) -> dict[str, Json]:

@@ -9,12 +9,13 @@ from aiohttp import web
 
 from gateway.blobs.contract import BlobStore
 from gateway.catalog.contract import Catalog
+from gateway.domain.balance import remaining
 from gateway.domain.clock import Clock
 from gateway.domain.errors import RequestUnknown, ResultUnavailable
 from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest, Json
 from gateway.domain.identity import RequestId
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller, Tenant
+from gateway.domain.tenant import Caller
 from gateway.generation import intake
 from gateway.generation.service import GenerationService
 from gateway.http import heads
@@ -23,7 +24,7 @@ from gateway.http.errors import envelope, json_response
 from gateway.http.front_door import VISIT, FrontDoor
 from gateway.http.heads import REQUEST_ID
 from gateway.http.links import Links, file_name
-from gateway.ledger.contract import Statements, remaining
+from gateway.ledger.contract import Statements
 from gateway.requests.contract import Completed, Failed, RequestRecord
 
 _MOST_INLINE_BYTES = 8 * 2**20
@@ -44,7 +45,7 @@ class Generations:
         links: Links,
         public_url: str | None,
         clock: Clock,
-        on_hit: Callable[[Tenant, GenerationRequest, bytes], None],
+        on_hit: Callable[[Caller, GenerationRequest, bytes], None],
     ) -> None:
         """`on_hit` is told of each hit that is answered with its media: whose, which, and with which body."""
         self._front_door = front_door
@@ -83,7 +84,7 @@ class Generations:
                 left = await self._remaining(caller)
                 headers = self._headers(request, conclusion.outcome, left)
                 if body and conclusion.outcome.status is CacheStatus.HIT:
-                    self._on_hit(caller.tenant, accepted.record.request, body)
+                    self._on_hit(caller, accepted.record.request, body)
                 return await opened.answer(request, headers)
             # Dropped between the look-up and now. It was paid for: ask again, and it is fetched again.
         raise ResultUnavailable("The media was made, and could not be kept; send the same request again.")
@@ -178,8 +179,7 @@ class Generations:
         )
 
     async def _remaining(self, caller: Caller) -> Money | None:
-        balances = await self._statements.balances(caller.tenant.name, caller.tenant.budgets)
-        return remaining(balances)
+        return remaining(await self._statements.balances_of(caller.holders))
 
     async def _record_response(
         self, request: web.Request, caller: Caller, record: RequestRecord, outcome: Completed

@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gateway.domain.balance import Balance
 from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Caller
+from gateway.domain.tenant import Caller, Holder
 
 
 class State(enum.Enum):
@@ -76,6 +77,9 @@ class Purchase:
 
     id: PurchaseId
     tenant: str
+    path: str
+    """Where its tenant stood when it was reserved: `acme/film`. There it counts, wherever the tenant stands now."""
+
     key_id: str
     request: GenerationRequest
     state: State
@@ -112,12 +116,15 @@ class Ledger(Protocol):
         newest_known: PurchaseId | None,
         sending: bool = False,
     ) -> Held | Sent | Purchase:
-        """Hold `request.price` against every budget of the tenant.
+        """Hold `request.price` against every budget above the caller: its key's, its tenant's, and theirs above that.
 
         With `sending` it is written down in the same transaction that the request is about to leave, and the answer
-        is a Sent: for whoever sends at once, and has nobody to wait for. If the newest purchase of this fingerprint that was not released is another than `newest_known`, nothing is
-        held and that purchase is the answer: somebody was faster. Raises BudgetExceeded when one budget has no
-        room: spent + reserved + price may equal a limit, and never pass it.
+        is a Sent: for whoever sends at once, and has nobody to wait for. If the newest purchase of this fingerprint
+        that was not released is another than `newest_known`, nothing is held and that purchase is the answer: somebody
+        was faster. Raises KeyEnded when the key is good no more, and BudgetExceeded when one budget has no room, of
+        those that cover the model: spent + reserved + price may equal a limit, and never pass it. Of several it
+        is the one that has room again last. Where somebody has budgets for the model and none of them is in force,
+        there is no room. What counts is the tree, the key and the budgets as they are in the transaction that reserves.
         """
 
     async def send(self, held: Held) -> Sent:
@@ -190,35 +197,23 @@ class Resolution(Protocol):
         """It was, and nothing will come of it: `cost` (the held price when nobody knows) is spent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """One budget of a tenant, now."""
-
-    budget: Budget
-    spent: Money
-    reserved: Money
-
-    @property
-    def remaining(self) -> Money:
-        """What is left; less than nothing where the upstream charged more than was held."""
-        return self.budget.limit - self.spent - self.reserved
-
-
-def remaining(balances: Sequence[Balance]) -> Money | None:
-    """What a tenant can still spend: what its tightest budget leaves; None for one without a limit."""
-    return min((balance.remaining for balance in balances), default=None)
-
-
 class Statements(Protocol):
     """For those who only read the books."""
 
-    async def balances(self, tenant: str, budgets: Sequence[Budget]) -> Sequence[Balance]: ...
+    async def balances_of(self, holders: Sequence[Holder], *, with_pace: bool = False) -> Sequence[Balance]:
+        """Every budget of theirs that is in force now, in their order; `recent` is known `with_pace` alone.
+
+        What a single request may cost is no balance, and left out.
+        """
 
     async def spent(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
-        """Everything ever spent, by tenant and model; of one tenant only, if one is named."""
+        """Everything ever spent, by the tenant whose key it was, and model; of one tenant only, if one is named.
+
+        What a tenant's children spent is theirs: it adds up to everything.
+        """
 
     async def reserved(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
-        """What is held for open purchases, by tenant and model; of one tenant only, if one is named."""
+        """What is held for open purchases, as `spent` has it."""
 
     async def unknown(self) -> Money:
         """The part of what is held of which nobody can say whether anything was bought."""

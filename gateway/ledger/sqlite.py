@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from gateway.database.json_text import to_text
 from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.balance import Balance
 from gateway.domain.clock import Clock
-from gateway.domain.errors import BudgetExceeded
 from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Caller
-from gateway.domain.window import SECONDS_PER_QUARTER, Span
+from gateway.domain.tenant import Caller, Holder
+from gateway.domain.window import quarter
+from gateway.ledger import budgets, sums
 from gateway.ledger.contract import (
-    Balance,
     Bought,
     Claim,
     ClaimLost,
@@ -31,163 +30,13 @@ from gateway.ledger.contract import (
     Sent,
     State,
 )
+from gateway.ledger.sqlite_tables import SCHEMA
 
-_SECONDS_PER_DAY = 86_400
-_QUARTERS_PER_DAY = _SECONDS_PER_DAY // SECONDS_PER_QUARTER
-
-_SCHEMA = (
-    """
-    CREATE TABLE purchases (
-        serial        INTEGER PRIMARY KEY AUTOINCREMENT,
-        id            TEXT    NOT NULL UNIQUE,
-        fingerprint   TEXT    NOT NULL,
-        tenant        TEXT    NOT NULL,
-        key_id        TEXT    NOT NULL,
-        model         TEXT    NOT NULL,
-        parameters    TEXT    NOT NULL,
-        seed          INTEGER,
-        fresh         INTEGER NOT NULL,
-        state         TEXT    NOT NULL
-                      CHECK (state IN
-                          ('queued', 'sending', 'running', 'unknown', 'settled', 'released', 'lost')),
-        held_micros   INTEGER NOT NULL CHECK (held_micros >= 0),
-        day           INTEGER NOT NULL,
-        owner         TEXT    NOT NULL,
-        lease_until   REAL    NOT NULL,
-        fence         INTEGER NOT NULL,
-        ticket        TEXT,
-        reserved_at   REAL    NOT NULL,
-        sent_at       REAL,
-        bought_at     REAL,
-        ended_at      REAL,
-        cost_micros   INTEGER CHECK (cost_micros >= 0),
-        cost_reported INTEGER,
-        generation    TEXT,
-        reason        TEXT,
-        CHECK (state NOT IN ('running', 'settled') OR ticket IS NOT NULL),
-        CHECK ((state IN ('settled', 'lost')) = (cost_micros IS NOT NULL)),
-        CHECK ((state = 'settled') = (generation IS NOT NULL)),
-        CHECK ((state IN ('settled', 'released', 'lost')) = (ended_at IS NOT NULL))
-    );
-    CREATE UNIQUE INDEX one_open_purchase_a_fingerprint ON purchases (fingerprint)
-        WHERE state IN ('queued', 'sending', 'running', 'unknown');
-    CREATE INDEX open_purchases ON purchases (tenant, day, held_micros, model)
-        WHERE state IN ('queued', 'sending', 'running', 'unknown');
-    CREATE INDEX unknown_purchases ON purchases (held_micros) WHERE state = 'unknown';
-    CREATE INDEX lost_purchases ON purchases (cost_micros) WHERE state = 'lost';
-    CREATE INDEX owned_purchases ON purchases (owner)
-        WHERE state IN ('queued', 'sending', 'running', 'unknown');
-    CREATE INDEX tickets ON purchases (ticket) WHERE ticket IS NOT NULL;
-    CREATE INDEX newest_purchases ON purchases (fingerprint, serial) WHERE state != 'released';
-    CREATE TABLE spending (
-        tenant       TEXT    NOT NULL,
-        day          INTEGER NOT NULL,
-        model        TEXT    NOT NULL,
-        spent_micros INTEGER NOT NULL CHECK (spent_micros >= 0),
-        purchases    INTEGER NOT NULL,
-        PRIMARY KEY (tenant, day, model)
-    ) WITHOUT ROWID;
-    """,
-    # What was asked for is apart from what changes: a change writes its row anew, and an image may be in the parameters.
-    # What is left of a budget is read from one row a day, however much was ever bought and however much is open.
-    """
-    CREATE TABLE purchase_parameters (serial INTEGER PRIMARY KEY, parameters TEXT NOT NULL);
-    INSERT INTO purchase_parameters SELECT serial, parameters FROM purchases;
-    CREATE TABLE purchases_anew (
-        serial        INTEGER PRIMARY KEY AUTOINCREMENT,
-        id            TEXT    NOT NULL UNIQUE,
-        fingerprint   TEXT    NOT NULL,
-        tenant        TEXT    NOT NULL,
-        key_id        TEXT    NOT NULL,
-        model         TEXT    NOT NULL,
-        seed          INTEGER,
-        fresh         INTEGER NOT NULL,
-        state         TEXT    NOT NULL
-                      CHECK (state IN
-                          ('queued', 'sending', 'running', 'unknown', 'settled', 'released', 'lost')),
-        held_micros   INTEGER NOT NULL CHECK (held_micros >= 0),
-        day           INTEGER NOT NULL,
-        owner         TEXT    NOT NULL,
-        lease_until   REAL    NOT NULL,
-        fence         INTEGER NOT NULL,
-        ticket        TEXT,
-        reserved_at   REAL    NOT NULL,
-        sent_at       REAL,
-        bought_at     REAL,
-        ended_at      REAL,
-        cost_micros   INTEGER CHECK (cost_micros >= 0),
-        cost_reported INTEGER,
-        generation    TEXT,
-        reason        TEXT,
-        CHECK (state NOT IN ('running', 'settled') OR ticket IS NOT NULL),
-        CHECK ((state IN ('settled', 'lost')) = (cost_micros IS NOT NULL)),
-        CHECK ((state = 'settled') = (generation IS NOT NULL)),
-        CHECK ((state IN ('settled', 'released', 'lost')) = (ended_at IS NOT NULL))
-    );
-    INSERT INTO purchases_anew
-        SELECT serial, id, fingerprint, tenant, key_id, model, seed, fresh, state, held_micros, day, owner,
-            lease_until, fence, ticket, reserved_at, sent_at, bought_at, ended_at, cost_micros, cost_reported,
-            generation, reason
-        FROM purchases;
-    DROP TABLE purchases;
-    ALTER TABLE purchases_anew RENAME TO purchases;
-    CREATE UNIQUE INDEX one_open_purchase_a_fingerprint ON purchases (fingerprint)
-        WHERE state IN ('queued', 'sending', 'running', 'unknown');
-    CREATE INDEX owned_purchases ON purchases (owner)
-        WHERE state IN ('queued', 'sending', 'running', 'unknown');
-    CREATE INDEX unknown_purchases ON purchases (held_micros) WHERE state = 'unknown';
-    CREATE INDEX lost_purchases ON purchases (cost_micros) WHERE state = 'lost';
-    CREATE INDEX tickets ON purchases (ticket) WHERE ticket IS NOT NULL;
-    CREATE INDEX newest_purchases ON purchases (fingerprint, serial) WHERE state != 'released';
-
-    DROP TABLE spending;
-    CREATE TABLE spending (
-        tenant       TEXT    NOT NULL,
-        model        TEXT    NOT NULL,
-        spent_micros INTEGER NOT NULL CHECK (spent_micros >= 0),
-        purchases    INTEGER NOT NULL,
-        PRIMARY KEY (tenant, model)
-    ) WITHOUT ROWID;
-    INSERT INTO spending
-        SELECT tenant, model, SUM(cost_micros), COUNT(*) FROM purchases
-        WHERE cost_micros IS NOT NULL GROUP BY tenant, model;
-    CREATE TABLE balances (
-        tenant       TEXT    NOT NULL,
-        day          INTEGER NOT NULL,
-        spent_micros INTEGER NOT NULL CHECK (spent_micros >= 0),
-        held_micros  INTEGER NOT NULL CHECK (held_micros >= 0),
-        PRIMARY KEY (tenant, day)
-    ) WITHOUT ROWID;
-    INSERT INTO balances
-        SELECT tenant, day, SUM(COALESCE(cost_micros, 0)), SUM(held_micros * (ended_at IS NULL)) FROM purchases
-        GROUP BY tenant, day;
-    INSERT INTO balances SELECT tenant, -1, SUM(spent_micros), SUM(held_micros) FROM balances GROUP BY tenant;
-
-    CREATE TRIGGER purchase_reserved AFTER INSERT ON purchases WHEN NEW.ended_at IS NULL BEGIN
-        INSERT INTO balances
-            VALUES (NEW.tenant, NEW.day, 0, NEW.held_micros), (NEW.tenant, -1, 0, NEW.held_micros)
-            ON CONFLICT (tenant, day) DO UPDATE SET held_micros = held_micros + excluded.held_micros;
-    END;
-    CREATE TRIGGER purchase_ended AFTER UPDATE ON purchases
-    WHEN OLD.ended_at IS NULL AND NEW.ended_at IS NOT NULL BEGIN
-        UPDATE balances
-            SET held_micros = held_micros - NEW.held_micros,
-                spent_micros = spent_micros + COALESCE(NEW.cost_micros, 0)
-            WHERE tenant = NEW.tenant AND day IN (NEW.day, -1);
-        INSERT INTO spending SELECT NEW.tenant, NEW.model, NEW.cost_micros, 1 WHERE NEW.cost_micros IS NOT NULL
-            ON CONFLICT (tenant, model) DO UPDATE SET
-                spent_micros = spent_micros + excluded.spent_micros, purchases = purchases + 1;
-    END;
-    """,
-)
+InForce = Callable[[sqlite3.Connection, Caller], Caller]
+"""The caller as the transaction has it: its key, its tenant, and all budgets above it. Raises KeyEnded."""
 
 _ALL = -1
 """SQLite's word for no limit."""
-
-_ALL_DAYS = -1
-"""The day of a balance over everything ever bought."""
-
-_LAST_DAY = 1 << 60
 
 _OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
 """As the partial indexes have it: SQLite knows a condition again by its words."""
@@ -195,10 +44,11 @@ _OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
 _KEPT_APART = frozenset(State) - {State.SETTLED, State.RELEASED}
 """The states that have an index: few purchases are in them, however many there are."""
 
+_RELEASED = "state = 'released', ended_at = ?, reason = ?"
 _LOST = "state = 'lost', ended_at = ?, cost_micros = COALESCE(?, held_micros), cost_reported = ?, reason = ?"
 
 _PURCHASE = (
-    "id, tenant, key_id, model, fingerprint, held_micros, seed, fresh, state, reserved_at, ticket, sent_at, ended_at, "
+    "id, tenant, path, key_id, model, fingerprint, held_micros, seed, fresh, state, reserved_at, ticket, sent_at, ended_at, "
     "cost_micros, generation, reason, "
     "(SELECT parameters FROM purchase_parameters AS asked WHERE asked.serial = purchases.serial)"
 )
@@ -211,7 +61,8 @@ class SqliteLedger:
     """Keeps the contracts Ledger, Custody, Resolution, Statements and Audit.
 
     `owner` names this process in the journal; `is_alive` answers whether the process behind another owner's name
-    still lives, so that what the dead left is adopted at once and not when their leases run out.
+    still lives, so that what the dead left is adopted at once and not when their leases run out. `in_force` answers, in
+    the transaction that reserves, what the caller is by then; without it, what it was when it asked.
     """
 
     def __init__(
@@ -222,13 +73,15 @@ class SqliteLedger:
         owner: str,
         is_alive: Callable[[str], bool],
         lease_seconds: float,
+        in_force: InForce = lambda _connection, caller: caller,
     ) -> None:
         self._database = database
         self._clock = clock
         self._owner = owner
         self._is_alive = is_alive
         self._lease_seconds = lease_seconds
-        database.migrate("ledger", _SCHEMA)
+        self._in_force = in_force
+        database.migrate("ledger", SCHEMA)
 
     # --- Ledger
 
@@ -258,34 +111,26 @@ class SqliteLedger:
         newest = _newest(connection, request.fingerprint)
         if newest is not None and (newest.id != newest_known or newest.state.is_open):
             return newest
-        tenant = caller.tenant.name
-        for balance in _balances(connection, now, tenant, caller.tenant.budgets):
-            if request.price > balance.remaining:
-                raise BudgetExceeded(
-                    tenant=tenant,
-                    window=balance.budget.per,
-                    limit=balance.budget.limit,
-                    spent=balance.spent,
-                    reserved=balance.reserved,
-                    price=request.price,
-                    resets_at=balance.budget.per.resets_at(now),
-                )
-        purchase = _new_id(now)
+        caller = self._in_force(connection, caller)
+        refusal = budgets.refusal(connection, now, caller, request.model, request.price)
+        if refusal is not None:
+            raise refusal
+        purchase, path = _new_id(now), caller.tenant.path
         inserted = connection.execute(
-            "INSERT INTO purchases (id, fingerprint, tenant, key_id, model, seed, fresh, state, held_micros, day, "
+            "INSERT INTO purchases (id, fingerprint, tenant, path, key_id, model, seed, fresh, state, held_micros, "
             "owner, lease_until, fence, reserved_at, sent_at) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
             (
                 purchase,
                 request.fingerprint,
-                tenant,
+                caller.tenant.name,
+                path,
                 caller.key_id,
                 request.model,
                 request.seed,
                 request.fresh,
                 (State.SENDING if sending else State.QUEUED).value,
                 request.price.micros,
-                int(now // _SECONDS_PER_DAY),
                 self._owner,
                 now + self._lease_seconds,
                 now,
@@ -296,7 +141,9 @@ class SqliteLedger:
             "INSERT INTO purchase_parameters VALUES (?, ?)",
             (inserted.lastrowid, to_text(dict(request.parameters))),
         )
-        self._changes_what_is_left_to(tenant)
+        series = sums.series_of(connection, path, caller.key_id, request.model)
+        sums.hold(connection, series, quarter(now), request.price.micros)
+        self._changes_what_is_left_along(path)
         return Sent(purchase, 1) if sending else Held(purchase, 1)
 
     async def send(self, held: Held) -> Sent:
@@ -339,8 +186,8 @@ class SqliteLedger:
         seed: int | None,
         seconds: float | None,
     ) -> Generation:
-        tenant, model, fingerprint, held_micros, asked_seed, kept = connection.execute(
-            "SELECT tenant, model, fingerprint, held_micros, seed, generation FROM purchases WHERE id = ?",
+        model, fingerprint, held_micros, asked_seed, kept = connection.execute(
+            "SELECT model, fingerprint, held_micros, seed, generation FROM purchases WHERE id = ?",
             (bought.purchase,),
         ).fetchone()
         if kept is not None:
@@ -356,32 +203,26 @@ class SqliteLedger:
             seconds=seconds,
             seed=asked_seed if seed is None else seed,
         )
-        self._advance(
+        self._end(
             connection,
             bought,
             "state = 'settled', ended_at = ?, cost_micros = ?, cost_reported = ?, generation = ?",
             (now, generation.cost.micros, cost is not None, to_text(generation.to_json())),
         )
-        self._changes_what_is_left_to(tenant)
         return generation
 
     async def release(self, claim: Held | Sent | Bought, reason: str) -> None:
         now = self._clock()
 
         def work(connection: sqlite3.Connection) -> None:
-            tenant, state = _tenant_and_state(connection, claim.purchase)
-            if state is not State.RELEASED:
-                self._advance(
-                    connection, claim, "state = 'released', ended_at = ?, reason = ?", (now, reason)
-                )
-                self._changes_what_is_left_to(tenant)
+            if _state(connection, claim.purchase) is not State.RELEASED:
+                self._end(connection, claim, _RELEASED, (now, reason))
 
         await self._database.write(work)
 
     async def mark_unknown(self, claim: Sent | Bought, reason: str) -> None:
         def work(connection: sqlite3.Connection) -> None:
-            _, state = _tenant_and_state(connection, claim.purchase)
-            if state is not State.UNKNOWN:
+            if _state(connection, claim.purchase) is not State.UNKNOWN:
                 self._advance(connection, claim, "state = 'unknown', reason = ?", (reason,))
 
         await self._database.write(work)
@@ -390,10 +231,8 @@ class SqliteLedger:
         values = (self._clock(), None if cost is None else cost.micros, cost is not None, reason)
 
         def work(connection: sqlite3.Connection) -> None:
-            tenant, state = _tenant_and_state(connection, bought.purchase)
-            if state is not State.LOST:
-                self._advance(connection, bought, _LOST, values)
-                self._changes_what_is_left_to(tenant)
+            if _state(connection, bought.purchase) is not State.LOST:
+                self._end(connection, bought, _LOST, values)
 
         await self._database.write(work)
 
@@ -408,8 +247,26 @@ class SqliteLedger:
         if changed.rowcount != 1:
             raise ClaimLost(f"purchase {claim.purchase} is no longer ours to change")
 
-    def _changes_what_is_left_to(self, tenant: str) -> None:
-        self._database.changes(f"tenant:{tenant}")
+    def _end(
+        self, connection: sqlite3.Connection, claim: Claim, changes: str, values: Sequence[object]
+    ) -> None:
+        """As `_advance`, for changes that end the purchase."""
+        self._advance(connection, claim, changes, values)
+        self._count_the_end_of(connection, claim.purchase)
+
+    def _count_the_end_of(self, connection: sqlite3.Connection, purchase: PurchaseId) -> None:
+        """What was held for the purchase is held no more; what it cost is spent. Counted where it was reserved, and then."""
+        path, key_id, model, reserved_in, held_micros, spent_micros = connection.execute(
+            "SELECT path, key_id, model, quarter, held_micros, COALESCE(cost_micros, 0) FROM purchases WHERE id = ?",
+            (purchase,),
+        ).fetchone()
+        series = sums.series_of(connection, path, key_id, model)
+        sums.end(connection, series, reserved_in, held_micros=held_micros, spent_micros=spent_micros)
+        self._changes_what_is_left_along(path)
+
+    def _changes_what_is_left_along(self, path: str) -> None:
+        for tenant in path.split("/"):
+            self._database.changes(f"tenant:{tenant}")
 
     # --- Custody
 
@@ -496,17 +353,16 @@ class SqliteLedger:
             purchase,
             "state = 'running', ticket = ?, bought_at = COALESCE(bought_at, ?), lease_until = 0, fence = fence + 1",
             (ticket, self._clock()),
+            ends=False,
             unless=("EXISTS (SELECT 1 FROM purchases WHERE ticket = ? AND id != ?)", (ticket, purchase)),
         )
 
     async def resolve_not_bought(self, purchase: PurchaseId, reason: str) -> bool:
-        return await self._resolve(
-            purchase, "state = 'released', ended_at = ?, reason = ?", (self._clock(), reason)
-        )
+        return await self._resolve(purchase, _RELEASED, (self._clock(), reason), ends=True)
 
     async def resolve_lost(self, purchase: PurchaseId, cost: Money | None, reason: str) -> bool:
         values = (self._clock(), None if cost is None else cost.micros, cost is not None, reason)
-        return await self._resolve(purchase, _LOST, values)
+        return await self._resolve(purchase, _LOST, values, ends=True)
 
     async def _resolve(
         self,
@@ -514,6 +370,7 @@ class SqliteLedger:
         changes: str,
         values: Sequence[object],
         *,
+        ends: bool,
         unless: tuple[str, Sequence[object]] = ("FALSE", ()),
     ) -> bool:
         obstacle, its_values = unless
@@ -525,32 +382,37 @@ class SqliteLedger:
             )
             if changed.rowcount == 0:
                 return False
-            tenant, _ = _tenant_and_state(connection, purchase)
-            self._changes_what_is_left_to(tenant)
+            if ends:
+                self._count_the_end_of(connection, purchase)
             return True
 
         return await self._database.write(work)
 
     # --- Statements
 
-    async def balances(self, tenant: str, budgets: Sequence[Budget]) -> Sequence[Balance]:
+    async def balances_of(self, holders: Sequence[Holder], *, with_pace: bool = False) -> Sequence[Balance]:
         now = self._clock()
-        return await self._database.read(lambda connection: _balances(connection, now, tenant, budgets))
+        return await self._database.read(
+            lambda connection: [
+                budgets.with_pace(connection, now, holder, balance) if with_pace else balance
+                for holder in holders
+                for balance in budgets.balances(connection, now, holder)
+            ]
+        )
 
     async def spent(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
-        query = "SELECT tenant, model, spent_micros FROM spending WHERE {}"
-        return await self._by_tenant_and_model(query, tenant)
+        return await self._by_tenant_and_model("spent_micros", tenant)
 
     async def reserved(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
-        query = f"SELECT tenant, model, SUM(held_micros) FROM purchases WHERE {_OPEN} AND {{}} GROUP BY tenant, model"
-        return await self._by_tenant_and_model(query, tenant)
+        return await self._by_tenant_and_model("held_micros", tenant)
 
-    async def _by_tenant_and_model(self, query: str, tenant: str | None) -> Mapping[tuple[str, str], Money]:
-        condition, values = ("TRUE", ()) if tenant is None else ("tenant = ?", (tenant,))
+    async def _by_tenant_and_model(
+        self, which: Literal["spent_micros", "held_micros"], tenant: str | None
+    ) -> Mapping[tuple[str, str], Money]:
         return await self._database.read(
             lambda connection: {
                 (its, model): Money(micros)
-                for its, model, micros in connection.execute(query.format(condition), values)
+                for its, model, micros in sums.by_tenant_and_model(connection, which, tenant)
             }
         )
 
@@ -604,34 +466,7 @@ def _discrepancies(connection: sqlite3.Connection) -> Sequence[Discrepancy]:
     (integrity,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if integrity != "ok":
         found.append(Discrepancy("the database file", integrity))
-    for tenant, model, booked, owed in _unequal(
-        connection,
-        "SELECT tenant, model, spent_micros, purchases FROM spending",
-        "SELECT tenant, model, SUM(cost_micros), COUNT(*) FROM purchases WHERE state IN ('settled', 'lost') "
-        "GROUP BY tenant, model",
-    ):
-        found.append(
-            Discrepancy(
-                f"spending of {tenant} for {model}",
-                f"booked are {booked[0]} micro-dollars for {booked[1]} purchases, and the purchases come to "
-                f"{owed[0]} for {owed[1]}",
-            )
-        )
-    sums = f"SUM(COALESCE(cost_micros, 0)), SUM(CASE WHEN {_OPEN} THEN held_micros ELSE 0 END)"
-    for tenant, day, booked, owed in _unequal(
-        connection,
-        "SELECT tenant, day, spent_micros, held_micros FROM balances",
-        f"SELECT tenant, day, {sums} FROM purchases GROUP BY tenant, day "
-        f"UNION ALL SELECT tenant, {_ALL_DAYS}, {sums} FROM purchases GROUP BY tenant",
-    ):
-        when = "in all" if day == _ALL_DAYS else datetime.fromtimestamp(day * _SECONDS_PER_DAY, UTC).date()
-        found.append(
-            Discrepancy(
-                f"balance of {tenant}, {when}",
-                f"booked are {booked[0]} micro-dollars spent and {booked[1]} held, and the purchases come to "
-                f"{owed[0]} and {owed[1]}",
-            )
-        )
+    found += sums.discrepancies(connection)
     for identity, fingerprint, cost_micros, kept in connection.execute(
         "SELECT id, fingerprint, cost_micros, generation FROM purchases WHERE state = 'settled'"
     ):
@@ -651,36 +486,6 @@ def _discrepancies(connection: sqlite3.Connection) -> Sequence[Discrepancy]:
     return found
 
 
-def _unequal(
-    connection: sqlite3.Connection, booked: str, owed: str
-) -> Iterator[tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]]:
-    """Where two tables of two names and two numbers differ, or where either has a row that the other has not."""
-    ours, theirs = (
-        {(first, second): (number, other) for first, second, number, other in connection.execute(query)}
-        for query in (booked, owed)
-    )
-    nothing = (None, 0)
-    for place in sorted({*ours, *theirs}):
-        if ours.get(place) != theirs.get(place):
-            yield *place, ours.get(place, nothing), theirs.get(place, nothing)
-
-
-def _balances(
-    connection: sqlite3.Connection, now: float, tenant: str, budgets: Sequence[Budget]
-) -> Sequence[Balance]:
-    balances = []
-    for budget in budgets:
-        span = budget.per.span(now) or Span()
-        first, last = (span.start // _QUARTERS_PER_DAY, _LAST_DAY) if span.end else (_ALL_DAYS, _ALL_DAYS)
-        spent, reserved = connection.execute(
-            "SELECT COALESCE(SUM(spent_micros), 0), COALESCE(SUM(held_micros), 0) FROM balances "
-            "WHERE tenant = ? AND day BETWEEN ? AND ?",
-            (tenant, first, last),
-        ).fetchone()
-        balances.append(Balance(budget, Money(spent), Money(reserved)))
-    return balances
-
-
 def _newest(connection: sqlite3.Connection, fingerprint: Fingerprint) -> Purchase | None:
     found = _select(
         connection, "fingerprint = ? AND state != 'released' ORDER BY serial DESC LIMIT 1", fingerprint
@@ -692,11 +497,9 @@ def _purchase(connection: sqlite3.Connection, purchase: PurchaseId) -> Purchase:
     return _select(connection, "id = ?", purchase)[0]
 
 
-def _tenant_and_state(connection: sqlite3.Connection, purchase: PurchaseId) -> tuple[str, State]:
-    tenant, state = connection.execute(
-        "SELECT tenant, state FROM purchases WHERE id = ?", (purchase,)
-    ).fetchone()
-    return tenant, State(state)
+def _state(connection: sqlite3.Connection, purchase: PurchaseId) -> State:
+    (state,) = connection.execute("SELECT state FROM purchases WHERE id = ?", (purchase,)).fetchone()
+    return State(state)
 
 
 def _new_id(now: float) -> PurchaseId:
@@ -730,6 +533,7 @@ def _select(connection: sqlite3.Connection, condition: str, *values: object) -> 
 def _from_row(
     identity: str,
     tenant: str,
+    path: str,
     key_id: str,
     model: str,
     fingerprint: str,
@@ -749,6 +553,7 @@ def _from_row(
     return Purchase(
         id=PurchaseId(identity),
         tenant=tenant,
+        path=path,
         key_id=key_id,
         request=GenerationRequest(
             model=model,

@@ -19,7 +19,7 @@ from gateway.requests.contract import Failed, RequestRecord
 from gateway.requests.sqlite import SqliteRequestRecords
 from tests.contracts.ledger_books import BLOB, NOON, MovableClock, caller, request
 
-GROWING = ("purchases", "purchase_parameters", "requests", "requested", "balances")
+GROWING = ("purchases", "purchase_parameters", "requests", "requested", "sums")
 OF_WHAT_IS_OPEN = ("owned_purchases", "unknown_purchases", "lost_purchases", "pending_requests")
 """Indexes over few rows: walking through one of them is no walk through everything."""
 
@@ -90,7 +90,7 @@ async def _look_at_the_books(ledger: SqliteLedger) -> None:
     (found,) = await ledger.orphans()
     assert await ledger.purchase(found.id) == await ledger.newest(found.request.fingerprint)
     await ledger.known_tickets([Ticket("T1"), Ticket("T2")])
-    await ledger.balances("acme", BUYER.tenant.budgets)
+    await ledger.balances_of(BUYER.holders, with_pace=True)
     for tenant in (None, "acme"):
         await ledger.spent(tenant)
         await ledger.reserved(tenant)

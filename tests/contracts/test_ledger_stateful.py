@@ -511,7 +511,7 @@ class Journal(RuleBasedStateMachine):
         ledger = self.ledgers["one"]
         assert self._do(ledger.verify()) == []
         for tenant, limits in LIMITS.items():
-            for balance in self._do(ledger.balances(tenant, caller(*limits, tenant=tenant).tenant.budgets)):
+            for balance in self._do(ledger.balances_of(caller(*limits, tenant=tenant).holders)):
                 assert balance.remaining >= Money.ZERO
         spent = sum(row.cost.micros for row in self.rows.values() if row.cost is not None)
         assert sum(money.micros for money in self._do(ledger.spent()).values()) == spent

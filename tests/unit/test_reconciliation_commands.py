@@ -248,8 +248,9 @@ async def test_a_ledger_in_order_says_so_in_a_sentence(office: Office) -> None:
 async def test_a_ledger_that_does_not_add_up_says_where_in_a_line_each(office: Office) -> None:
     await office.settle()
     with sqlite3.connect(office.directory / "ledger.sqlite3") as books:
-        books.execute("UPDATE spending SET spent_micros = spent_micros + 1")
-        books.execute("INSERT INTO spending VALUES ('globex', 'm', 5, 1)")
+        books.execute("UPDATE sums SET spent_micros = spent_micros + 1 WHERE series = 1")
+        books.execute("INSERT INTO series VALUES (99, 'globex', '', '', 'globex')")
+        books.execute("INSERT INTO sums VALUES (99, 0, 5, 0)")
     books.close()
 
     ended = await office.gateway("ledger", "verify")

@@ -280,7 +280,7 @@ class HitConnection(RequestHandler):
             return False
         tenant = caller.tenant
         known = path.memory.hit(tenant, ask.model, data[end:], now)
-        balance = path.memory.balance(tenant)
+        balance = path.memory.balance(caller)
         if known is None or balance is None:
             return False
         hit, medium, is_repeat = known

@@ -15,17 +15,18 @@ from typing import TypeVar
 from gateway.blobs.contract import BlobStore
 from gateway.catalog.contract import Catalog
 from gateway.database.marks import Marks
+from gateway.domain.balance import remaining
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
 from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest
 from gateway.domain.identity import Digest, Fingerprint
 from gateway.domain.money import Money
-from gateway.domain.tenant import Tenant
+from gateway.domain.tenant import Caller, Tenant
 from gateway.generation import intake
 from gateway.http import heads
 from gateway.http.hit_path.recent import Recent
 from gateway.http.hit_path.template import BLANK, template
-from gateway.ledger.contract import Statements, remaining
+from gateway.ledger.contract import Statements
 
 T = TypeVar("T")
 Question = tuple[str, str | None, bytes]
@@ -124,14 +125,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What a tenant can still spend."""
+    """What a caller can still spend."""
 
-    tenant: Tenant
-    place: int
-    mark: int
+    caller: Caller
+    marks: tuple[tuple[int, int], ...]
+    """Of its tenant and of everybody above it: by place, what was read there."""
+
     since: float
     until: float
-    """Between these times, by the clock; then a window of some budget has ended."""
+    """Between these times, by the clock; then a window of some budget above it is another one."""
 
     left: bytes | None
     """As its header has it; None where there is no limit."""
@@ -227,16 +229,19 @@ class Memory:
                 return None
         return hit, medium
 
-    def balance(self, tenant: Tenant) -> Balance | None:
-        """What the tenant can still spend, if that is known and still true."""
-        balance = self._balances.get(tenant.name)
+    def balance(self, caller: Caller) -> Balance | None:
+        """What the caller can still spend, if that is known and still true."""
+        balance = self._balances.get(caller.key_id)
         if (
             balance is None
-            or balance.tenant is not tenant
-            or self._marks.read(balance.place) != balance.mark
+            or balance.caller is not caller
             or not balance.since <= self._clock() < balance.until
         ):
             return None
+        read = self._marks.read
+        for place, mark in balance.marks:
+            if read(place) != mark:
+                return None
         return balance
 
     def link(self, target: str, now: float) -> tuple[Link, Medium] | None:
@@ -269,15 +274,16 @@ class Memory:
 
     # --- What is learnt
 
-    def learn_hit(self, tenant: Tenant, request: GenerationRequest, body: bytes) -> None:
+    def learn_hit(self, caller: Caller, request: GenerationRequest, body: bytes) -> None:
         """The ordinary application has answered this with a hit: it can be done from memory next time."""
+        tenant = caller.tenant
         self._note_question(
             (request.model, tenant.name if tenant.private_cache else None, body), request.fingerprint
         )
         if self._believed(request.fingerprint, self._monotonic()) is None:
             self._learn(("hit", request.fingerprint), self._study_generation, request.fingerprint)
-        if self.balance(tenant) is None:
-            self._learn(("balance", tenant.name), self._study_balance, tenant)
+        if self.balance(caller) is None:
+            self._learn(("balance", caller.key_id), self._study_balance, caller)
 
     def learn_link(self, target: str, blob: Blob, expires: float) -> None:
         """The ordinary application has sent this blob for this target, which is good until `expires`."""
@@ -368,20 +374,20 @@ class Memory:
     def _mark(self, place: int) -> tuple[int, int]:
         return place, self._marks.read(place)
 
-    async def _study_balance(self, tenant: Tenant) -> None:
-        place, mark = self._mark(Marks.place(f"tenant:{tenant.name}"))
-        now = self._clock()
-        left = remaining(await self._statements.balances(tenant.name, tenant.budgets))
-        ends = [end for budget in tenant.budgets if (end := budget.per.turns_at(now)) is not None]
+    async def _study_balance(self, caller: Caller) -> None:
+        marks = tuple(self._mark(Marks.place(f"tenant:{tenant.name}")) for tenant in caller.tenant.chain)
+        now, holders = self._clock(), caller.holders
+        left = remaining(await self._statements.balances_of(holders))
+        budgets = [budget for holder in holders for budget in holder.budgets]
+        ends = [end for budget in budgets if (end := budget.per.turns_at(now)) is not None]
         balance = Balance(
-            tenant,
-            place,
-            mark,
+            caller,
+            marks,
             since=now,
             until=min([*ends, now + BELIEVED_SECONDS]),
             left=None if left is None else heads.usd(left).encode(),
         )
-        self._balances.note(tenant.name, balance)
+        self._balances.note(caller.key_id, balance)
 
     # --- Bounds
 

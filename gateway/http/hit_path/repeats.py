@@ -27,7 +27,7 @@ class Repeat:
 
     since: float
     until: float
-    """Between which times, by the clock, the tenant's credits are what is said of them."""
+    """Between which times, by the clock, the caller's credits are what is said of them."""
 
     good_until: float
     """By when it has to be learnt anew, monotonic."""
@@ -43,7 +43,7 @@ class Repeat:
 
 def repeat_of(hit: Hit, balance: Balance, keys: tuple[int, int], revision: int, counted: Counted) -> Repeat:
     """What an answer that was just given will take the next time; `keys` are their place and their mark."""
-    marks = (keys, (balance.place, balance.mark), *hit.marks)
+    marks = (keys, *balance.marks, *hit.marks)
     blanks = (b"%b", b"%b", balance.left, b"%b") if balance.left is not None else (b"%b",) * 3
     head = hit.unlimited if balance.left is None else hit.limited
     return Repeat(

@@ -1,0 +1,110 @@
+"""What budgets leave, and whether a price fits into all that are above a caller: read from the sums, in one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from gateway.domain.balance import Balance, pace_seconds
+from gateway.domain.errors import BudgetExceeded
+from gateway.domain.money import Money
+from gateway.domain.tenant import Budget, Caller, Holder
+from gateway.domain.window import SECONDS_PER_QUARTER, Per, Span, quarter
+from gateway.ledger import sums
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+def balances(connection: sqlite3.Connection, now: float, holder: Holder) -> Iterator[Balance]:
+    """All budgets of the holder that are in force, but for those of a single request."""
+    for budget in holder.budgets:
+        balance = None if budget.is_per_request else _balance(connection, now, holder, budget)
+        if balance is not None:
+            yield balance
+
+
+def with_pace(connection: sqlite3.Connection, now: float, holder: Holder, balance: Balance) -> Balance:
+    """The balance with what was spent and is held of late."""
+    budget = balance.budget
+    lately = Span(quarter(now - pace_seconds(budget.per)))
+    recent = sums.within(connection, holder.tenant, holder.key_id, budget.models, lately)
+    return replace(balance, recent=Money(sum(recent)))
+
+
+def refusal(
+    connection: sqlite3.Connection, now: float, caller: Caller, model: str, price: Money
+) -> BudgetExceeded | None:
+    """None if the price fits. Otherwise the budget that has room again last: only then does it help to come back."""
+    refused = [
+        each for holder in caller.holders for each in _refused(connection, now, caller, holder, model, price)
+    ]
+    if not refused:
+        return None
+    last = max(refused, key=lambda each: each.resets_at or _NEVER)
+    if last.is_in_force and not last.balance.budget.is_per_request:
+        last.runs_out_at = with_pace(connection, now, last.holder, last.balance).runs_out_at(now)
+    return last
+
+
+def _refused(
+    connection: sqlite3.Connection, now: float, caller: Caller, holder: Holder, model: str, price: Money
+) -> Iterator[BudgetExceeded]:
+    covering = [budget for budget in holder.budgets if budget.covers(model)]
+    # A limit of each request is none of them all: where those that count over time are over, nothing is bought.
+    counting = [budget for budget in covering if not budget.is_per_request] or covering
+    if counting and all(budget.per.span(now) is None for budget in counting):
+        begins = [(budget.per.resets_at(now) or _NEVER, budget) for budget in counting]
+        at, budget = min(begins, key=lambda each: each[0])
+        yield BudgetExceeded(
+            caller=caller,
+            holder=holder,
+            balance=Balance(budget, Money.ZERO, Money.ZERO, holder, Span(0, 0)),
+            price=price,
+            resets_at=None if at is _NEVER else at,
+            runs_out_at=None,
+            in_force=False,
+        )
+    for budget in covering:
+        balance = _balance(connection, now, holder, budget)
+        if balance is not None and price > balance.remaining:
+            yield BudgetExceeded(
+                caller=caller,
+                holder=holder,
+                balance=balance,
+                price=price,
+                resets_at=_has_room_at(connection, now, holder, balance, price),
+                runs_out_at=None,
+            )
+
+
+def _balance(connection: sqlite3.Connection, now: float, holder: Holder, budget: Budget) -> Balance | None:
+    """None while it is not in force."""
+    span = budget.per.span(now)
+    if span is None:
+        return None
+    spent, held = sums.within(connection, holder.tenant, holder.key_id, budget.models, span)
+    return Balance(budget, Money(spent), Money(held), holder, span)
+
+
+def _has_room_at(
+    connection: sqlite3.Connection, now: float, holder: Holder, balance: Balance, price: Money
+) -> datetime | None:
+    budget = balance.budget
+    if budget.per.per is not Per.ROLLING:
+        return budget.per.resets_at(now)
+    if price > budget.limit:
+        return None
+    # A top-up is forgotten as well, so it is not counted on. What is missing without it is forgotten at some time.
+    missing = balance.spent + balance.reserved + price - budget.limit
+    at = sums.frees_at(
+        connection,
+        holder.tenant,
+        holder.key_id,
+        budget.models,
+        balance.span,
+        shortfall_micros=missing.micros,
+        rolling_seconds=budget.per.rolling_seconds,
+    )
+    return None if at is None else datetime.fromtimestamp(at * SECONDS_PER_QUARTER, UTC)
