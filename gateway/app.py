@@ -117,18 +117,19 @@ async def running_gateway(
         stack.callback(marks.close)
         database = SqliteDatabase(directory / _LEDGER, marks=marks)
         stack.callback(database.close)
+        tenants = SqliteDirectory(database, clock=clock)
+        stack.callback(tenants.close)
+        await tenants.apply(said, who="start", if_other=True)
         ledger = SqliteLedger(
             database,
             clock=clock,
             owner=owners.name,
             is_alive=owners.is_alive,
             lease_seconds=settings.ledger.lease_seconds,
+            in_force=tenants.in_force,
         )
         records = SqliteRequestRecords(database, clock=clock, owner=owners.name, is_alive=owners.is_alive)
         tallies = SqliteTallies(database)
-        tenants = SqliteDirectory(database, clock=clock)
-        stack.callback(tenants.close)
-        await tenants.apply(said, who="start", if_other=True)
         cache = await asyncio.to_thread(
             DiskGenerationCache,
             directory / "cache",
