@@ -106,6 +106,7 @@ class BudgetEntry(_Entry):
     last_day: Day | None = None
     models: Annotated[list[str] | None, AfterValidator(_some)] = None
     name: Annotated[str, AfterValidator(_name)] | None = None
+    alert_at: list[Annotated[int, Field(ge=1, le=100)]] | None = None
 
     @model_validator(mode="after")
     def _make_sense(self) -> BudgetEntry:
@@ -199,6 +200,7 @@ class Reading:
                     window,
                     name="" if name == window.label else name,
                     models=self._models(entry.models),
+                    alert_at=None if entry.alert_at is None else tuple(sorted({*entry.alert_at})),
                 )
             )
         return tuple(budgets)
@@ -299,6 +301,8 @@ def _budget_to_json(budget: Budget) -> dict[str, Json]:
         said["models"] = _names(budget.models)
     if budget.name:
         said["name"] = budget.name
+    if budget.alert_at is not None:
+        said["alert_at"] = [*budget.alert_at]
     return said
 
 

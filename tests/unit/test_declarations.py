@@ -42,7 +42,7 @@ tenants:
       - {limit_usd: 20, per: day}
       - {limit_usd: 10, per: day, models: [video]}
       - {limit_usd: 30, per: day}
-      - {limit_usd: "300.000001", rolling: 4w}
+      - {limit_usd: "300.000001", rolling: 4w, alert_at: [100, 80]}
       - {limit_usd: 6, per: week, week_starts: monday, zone: America/New_York}
       - {limit_usd: 1, per: total, first_day: "2026-12-01", last_day: "2026-12-31", name: campaign}
   interns: {parent: film}
@@ -68,7 +68,7 @@ def test_everything_that_can_be_said_of_a_tenant_means_what_it_says(tmp_path: Pa
         Budget(Money.exactly(20), Window(Per.DAY, zone=berlin)),
         Budget(Money.exactly(10), Window(Per.DAY, zone=berlin), name="day video", models=video),
         Budget(Money.exactly(30), Window(Per.DAY, zone=berlin), name="day 2"),
-        Budget(Money.exactly("300.000001"), Window(Per.ROLLING, rolling_seconds=28 * 86_400)),
+        Budget(Money.exactly("300.000001"), Window(Per.ROLLING, rolling_seconds=28 * 86_400), alert_at=(80, 100)),
         Budget(Money.exactly(6), Window(Per.WEEK, zone="America/New_York")),
         Budget(
             Money.exactly(1),
@@ -143,6 +143,7 @@ BUDGET = "tenants:\n  a:\n    budgets:\n      - {%s}\n"
             BUDGET % "limit_usd: 1, per: day, models: [flux-schnel]",
             r":4:\d+: .*unknown model flux-schnel, did you mean",
         ),
+        (BUDGET % "limit_usd: 1, per: day, alert_at: [0]", r":4:\d+: .*alert_at\[0\]: .*1"),
         (BUDGET % "limit_usd: 1, per: day, models: []", r":4:\d+: .*models: names no model"),
         (BUDGET % "limit_usd: 1, per: day, name: x/y", r":4:\d+: .*name: should have letters"),
         (
