@@ -6,12 +6,13 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from gateway.domain.balance import Balance, pace_seconds
 from gateway.domain.errors import BudgetExceeded
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, Holder
-from gateway.domain.window import SECONDS_PER_QUARTER, Per, Span, quarter
+from gateway.domain.window import SECONDS_PER_QUARTER, Per, Span, Window, quarter
 from gateway.ledger import sums
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -54,7 +55,7 @@ def _refused(
     covering = [budget for budget in holder.budgets if budget.covers(model)]
     # A limit of each request is none of them all: where those that count over time are over, nothing is bought.
     counting = [budget for budget in covering if not budget.is_per_request] or covering
-    if counting and all(budget.per.span(now) is None for budget in counting):
+    if counting and all(_span(budget.per, quarter(now)) is None for budget in counting):
         begins = [(budget.per.resets_at(now) or _NEVER, budget) for budget in counting]
         at, budget = min(begins, key=lambda each: each[0])
         yield BudgetExceeded(
@@ -81,11 +82,17 @@ def _refused(
 
 def _balance(connection: sqlite3.Connection, now: float, holder: Holder, budget: Budget) -> Balance | None:
     """None while it is not in force."""
-    span = budget.per.span(now)
+    span = _span(budget.per, quarter(now))
     if span is None:
         return None
     spent, held = sums.within(connection, holder.tenant, holder.key_id, budget.models, span)
     return Balance(budget, Money(spent), Money(held), holder, span)
+
+
+@lru_cache(4096)
+def _span(window: Window, at: int) -> Span | None:
+    """What counts within the whole of a quarter: no window turns in the middle of one."""
+    return window.span(at * SECONDS_PER_QUARTER)
 
 
 def _has_room_at(

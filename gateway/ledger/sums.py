@@ -103,12 +103,17 @@ def series_of(connection: sqlite3.Connection, path: str, key_id: str, model: str
 
 def hold(connection: sqlite3.Connection, series: Sequence[int], quarter: int, micros: int) -> None:
     """Count `micros` as held from `quarter` on: a purchase is reserved."""
-    connection.executemany(
-        "INSERT INTO sums SELECT ?1, ?2, COALESCE(MAX(spent_micros), 0), COALESCE(MAX(held_micros), 0) FROM "
-        "(SELECT spent_micros, held_micros FROM sums WHERE series = ?1 AND quarter <= ?2 ORDER BY quarter DESC LIMIT 1) "
-        "WHERE TRUE ON CONFLICT (series, quarter) DO NOTHING",
-        [(each, quarter) for each in series],
-    )
+    (rows,) = connection.execute(
+        f"SELECT COUNT(*) FROM sums WHERE quarter = ? AND series IN ({', '.join('?' * len(series))})",
+        (quarter, *series),
+    ).fetchone()
+    if rows < len(series):
+        connection.executemany(
+            "INSERT INTO sums SELECT ?1, ?2, COALESCE(MAX(spent_micros), 0), COALESCE(MAX(held_micros), 0) FROM "
+            "(SELECT spent_micros, held_micros FROM sums WHERE series = ?1 AND quarter <= ?2 "
+            "ORDER BY quarter DESC LIMIT 1) WHERE TRUE ON CONFLICT (series, quarter) DO NOTHING",
+            [(each, quarter) for each in series],
+        )
     _add(connection, series, quarter, spent_micros=0, held_micros=micros)
 
 
