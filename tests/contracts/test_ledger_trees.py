@@ -350,6 +350,25 @@ async def test_a_top_up_makes_room_in_its_own_window(ledger: SqliteLedger, clock
         await _hold(ledger, buyer, "an emu", 1)
 
 
+async def test_a_rolling_budget_has_room_when_enough_is_forgotten_and_counts_on_no_top_up_until_then(
+    ledger: SqliteLedger, clock: MovableClock
+) -> None:
+    rolling = Window(Per.ROLLING, rolling_seconds=6 * 3600)
+    more = TopUp(Money(2), NOON + 60, "launch")
+    buyer = Caller(Tenant("acme", (Budget(Money(10), rolling, top_ups=(more,)),)), "k1")
+    await _hold(ledger, buyer, "a cat", 4)
+    clock.now += 3600
+    await _hold(ledger, buyer, "a dog", 8)
+
+    with pytest.raises(BudgetExceeded) as refusal:
+        await _hold(ledger, buyer, "an emu", 3)
+
+    assert refusal.value.details["resets_at"] == "2026-11-23T07:15:00Z"
+    assert refusal.value.details["window"] == "rolling 6h"
+    clock.now = NOON + 7 * 3600 + 900
+    await _hold(ledger, buyer, "an emu", 3)
+
+
 async def test_a_team_that_moves_leaves_what_is_under_way_where_it_was_and_keeps_its_own_history(
     ledger: SqliteLedger,
 ) -> None:
