@@ -20,6 +20,7 @@ from gateway.catalog.contract import Catalog
 from gateway.catalog.yaml_files import load_catalog
 from gateway.database.marks import Marks
 from gateway.database.owners import Duty, Owners
+from gateway.database.pace import Pace
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.errors import CannotStart, GatewayError, ModelUnknown
@@ -284,10 +285,14 @@ def _front(
         hit_path = HitPath(
             memory, repeats, marks, served, keys, request_ids, clock, settings.listen.max_body_bytes
         )
+    pace = Pace(directory / "pace")
+    stack.callback(pace.close)
     front_door = FrontDoor(
         keys=keys,
         metrics=metrics,
         request_ids=request_ids,
+        pace=pace,
+        clock=clock,
         max_body_bytes=settings.listen.max_body_bytes,
         body_timeout_seconds=settings.listen.body_timeout_seconds,
     )

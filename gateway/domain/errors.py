@@ -6,7 +6,9 @@
     │   ├── InvalidParameters     a JSON object, but not one that this model takes
     │   ├── Unauthenticated       no key, an unknown key, a revoked key
     │   ├── KeyEnded              a key that was revoked, or ran out, between the asking and the buying
-    │   ├── ModelForbidden        not for this tenant
+    │   ├── KeyForbidden          the key is good, and not for this
+    │   ├── RateLimited           the key has asked as often as it may for now
+    │   ├── ModelForbidden        not for this key, its tenant, or whoever is above it
     │   ├── PriceUnknown          nobody can say what it would cost, so it is not sold
     │   ├── ModelUnknown, RequestUnknown, BlobUnknown, RouteUnknown
     │   ├── MethodNotAllowed, MediaTypeUnsupported, BodyTooLarge, BodyTimeout
@@ -129,6 +131,22 @@ class KeyEnded(RequestRefused):
 
     def __init__(self, message: str, *, key_id: str) -> None:
         self.key_id = key_id
+        super().__init__(message)
+
+
+class KeyForbidden(RequestRefused):
+    """The key is good, and not for this."""
+
+    code = "key_forbidden"
+
+
+class RateLimited(RequestRefused):
+    """The key has been used as often as it may be for now."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, wait_seconds: float) -> None:
+        self.retry_after_seconds = wait_seconds
         super().__init__(message)
 
 

@@ -159,6 +159,16 @@ class Caller:
         key = (Holder(self.tenant.name, self.key_id, self.terms.budgets),) if self.terms.budgets else ()
         return key + tuple(Holder(tenant.name, "", tenant.budgets) for tenant in self.tenant.chain)
 
+    @property
+    def models(self) -> frozenset[str] | None:
+        """The models that key, tenant and everybody above it allow; None for all."""
+        named = [
+            each
+            for each in (self.terms.models, *(tenant.models for tenant in self.tenant.chain))
+            if each is not None
+        ]
+        return frozenset.intersection(*named) if named else None
+
     def may_use(self, model: str) -> bool:
         """Whether key and tenant allow the model."""
         return (self.terms.models is None or model in self.terms.models) and self.tenant.may_use(model)

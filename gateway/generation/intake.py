@@ -13,7 +13,7 @@ from gateway.catalog.contract import Model
 from gateway.domain.errors import MalformedRequest, ModelForbidden
 from gateway.domain.generation import GenerationRequest, Json
 from gateway.domain.identity import Fingerprint
-from gateway.domain.tenant import Tenant
+from gateway.domain.tenant import Caller
 from gateway.generation.fingerprint import fingerprint_of
 
 SEED = "seed"
@@ -54,16 +54,16 @@ def parse(body: bytes) -> Mapping[str, Json]:
     return value
 
 
-def name(tenant: Tenant, model: Model, given: Mapping[str, Json]) -> GenerationRequest:
-    """What `tenant` asks of `model`: every parameter there, the seed that will be sent, the price that will be held.
+def name(caller: Caller, model: Model, given: Mapping[str, Json]) -> GenerationRequest:
+    """What `caller` asks of `model`: every parameter there, the seed that will be sent, the price that will be held.
 
     Raises ModelForbidden, InvalidParameters and PriceUnknown.
     """
-    if tenant.models is not None and model.name not in tenant.models:
-        allowed = ", ".join(sorted(tenant.models)) or "none"
+    if not caller.may_use(model.name):
+        allowed = ", ".join(sorted(caller.models or ())) or "none"
         raise ModelForbidden(
-            f"{tenant.name} may not use {model.name}. Allowed models: {allowed}. "
-            "Whoever runs this gateway can add it to the tenant's `models`."
+            f"{caller.tenant.name} may not use {model.name} with this key. Allowed models: {allowed}. Whoever runs this "
+            "gateway can add it to the `models` of the key, the tenant, or whoever is above it."
         )
     parameters = model.complete(given)
     fresh = parameters.get(SEED) == ANY_SEED and not isinstance(parameters.get(SEED), bool)
@@ -73,14 +73,14 @@ def name(tenant: Tenant, model: Model, given: Mapping[str, Json]) -> GenerationR
     return GenerationRequest(
         model=model.name,
         parameters=parameters,
-        fingerprint=fingerprint_of(model.name, parameters, scope=_scope(tenant)),
+        fingerprint=fingerprint_of(model.name, parameters, scope=caller.tenant.cache_scope),
         price=model.price(parameters),
         seed=seed if isinstance(seed, int) else None,
         fresh=fresh,
     )
 
 
-def fingerprint_of_plain(tenant: Tenant, model: Model, body: bytes) -> Fingerprint | None:
+def fingerprint_of_plain(scope: str | None, model: Model, body: bytes) -> Fingerprint | None:
     """The name that `name` gives to what is in `body`; None where it is not plain, or is to be something new each time.
 
     Raises InvalidParameters.
@@ -91,11 +91,7 @@ def fingerprint_of_plain(tenant: Tenant, model: Model, body: bytes) -> Fingerpri
     parameters = model.complete(given)
     if parameters.get(SEED) == ANY_SEED:
         return None
-    return fingerprint_of(model.name, parameters, scope=_scope(tenant))
-
-
-def _scope(tenant: Tenant) -> str | None:
-    return tenant.name if tenant.private_cache else None
+    return fingerprint_of(model.name, parameters, scope=scope)
 
 
 def _parse_plain(body: bytes) -> dict[str, Json] | None:

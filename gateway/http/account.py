@@ -84,16 +84,10 @@ class Account:
         }
 
     async def get_models(self, request: web.Request) -> web.Response:
-        """Every model that the tenant may use: what it takes, and what it costs."""
-        tenant = self.front_door.caller(request).tenant
+        """Every model that the key may use: what it takes, and what it costs."""
+        caller = self.front_door.caller(request)
         return json_response(
-            {
-                "models": [
-                    _described(model)
-                    for model in self.catalog
-                    if tenant.models is None or model.name in tenant.models
-                ]
-            }
+            {"models": [_described(model) for model in self.catalog if caller.may_use(model.name)]}
         )
 
 

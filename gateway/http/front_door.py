@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.web_exceptions import HTTPException
 
+from gateway.database.pace import Pace
+from gateway.domain.clock import Clock
 from gateway.domain.errors import (
     BodyTimeout,
     BodyTooLarge,
+    BudgetExceeded,
     GatewayError,
+    KeyForbidden,
     MediaTypeUnsupported,
     MethodNotAllowed,
+    RateLimited,
     RouteUnknown,
 )
 from gateway.domain.identity import RequestId
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller
+from gateway.domain.tenant import Caller, Role
 from gateway.http.errors import error_response
 from gateway.http.request_ids import RequestIds
 from gateway.telemetry.logs import log_for
@@ -27,6 +33,8 @@ from gateway.telemetry.metrics import Metrics
 from gateway.tenants.contract import Keys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_LIMITS: Mapping[type[GatewayError], str] = {BudgetExceeded: "budget", RateLimited: "rate"}
 
 _HUNG_UP = 499
 """Not a status that anybody is sent: the caller left before there was one."""
@@ -66,11 +74,15 @@ class FrontDoor:
         keys: Keys,
         metrics: Metrics,
         request_ids: RequestIds,
+        pace: Pace,
+        clock: Clock,
         max_body_bytes: int,
         body_timeout_seconds: float,
     ) -> None:
         self.request_ids = request_ids
         self._keys = keys
+        self._pace = pace
+        self._clock = clock
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._body_timeout_seconds = body_timeout_seconds
@@ -94,6 +106,8 @@ class FrontDoor:
             return await handler(request)
         except GatewayError as error:
             visit.code = error.code
+            if reason := _LIMITS.get(type(error)):
+                self._metrics.refusals.labels(visit.tenant, reason).inc()
             response = error_response(error, visit.request)
         except HTTPException as error:
             translated = _translated(error, request)
@@ -144,6 +158,27 @@ class FrontDoor:
         """Who asks. Raises Unauthenticated."""
         caller = self._keys.authenticate(request.headers.get("x-api-key"))
         request[VISIT].tenant = caller.tenant.name
+        return caller
+
+    def buyer(self, request: web.Request) -> Caller:
+        """Who asks for a generation, which counts. Raises Unauthenticated, KeyForbidden and RateLimited."""
+        caller = self.caller(request)
+        role, rate = caller.terms.role, caller.terms.rate
+        if role is not Role.CALLER:
+            raise KeyForbidden(
+                f"This key may look and not ask for generations (its role is {role.value}): use a key of the role "
+                f"{Role.CALLER.value}."
+            )
+        if rate is not None:
+            taken = self._pace.take(
+                caller.place, self._clock(), requests=rate.requests, seconds=rate.seconds, burst=rate.burst
+            )
+            if taken.wait_seconds:
+                raise RateLimited(
+                    f"This key may ask for {rate.requests} generations in {rate.seconds} seconds, and {rate.burst} at "
+                    f"once; nothing was bought. It may ask again in {math.ceil(taken.wait_seconds)} seconds.",
+                    wait_seconds=taken.wait_seconds,
+                )
         return caller
 
     async def body(self, request: web.Request) -> bytes:

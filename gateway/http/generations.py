@@ -62,7 +62,7 @@ class Generations:
 
     async def post_v1(self, request: web.Request) -> web.StreamResponse:
         """Wait for the generation, and answer with its media."""
-        caller = self._front_door.caller(request)
+        caller = self._front_door.buyer(request)
         asked, body = await self._asked(request, caller)
         for attempt in range(_ATTEMPTS_TO_OPEN):
             if attempt:
@@ -91,7 +91,7 @@ class Generations:
 
     async def post_v2(self, request: web.Request) -> web.StreamResponse:
         """Take the request on, and say where to ask for it."""
-        caller = self._front_door.caller(request)
+        caller = self._front_door.buyer(request)
         asked, _ = await self._asked(request, caller)
         accepted = await self._service.accept(request[VISIT].request, caller, asked, pollable=True)
         record = accepted.record
@@ -159,7 +159,7 @@ class Generations:
         model = self._catalog.find(request.match_info["model"])
         visit.model = model.name
         body = await self._front_door.body(request)
-        asked = intake.name(caller.tenant, model, intake.parse(body))
+        asked = intake.name(caller, model, intake.parse(body))
         visit.fingerprint = asked.fingerprint
         return asked, body
 

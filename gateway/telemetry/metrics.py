@@ -79,6 +79,12 @@ class Metrics(Collector):
             ("tenant", "model", "outcome"),
             registry=self.registry,
         )
+        self.refusals = Counter(
+            "gateway_refusals",
+            "Requests for a generation that a limit refused: a budget (406), or how often a key may ask (429).",
+            ("tenant", "reason"),
+            registry=self.registry,
+        )
         self.request_seconds = Histogram(
             "gateway_request_seconds",
             "Time from a request's first byte to its answer's last, upstream waiting included.",

@@ -32,7 +32,7 @@ async def _leave_a_purchase(house: House, tenant: str, *, unknown: bool) -> None
     """As a process does that dies before its request has left: still being sent, or known to be unknown."""
     settings = load_settings(house.config, overrides=[], environment={})
     buyer = Buyer(Tenant(tenant, (Budget(Money.exactly("1"), Window.TOTAL),)), "a key")
-    asked = intake.name(buyer.tenant, load_catalog(house.models).find(MODEL), video())
+    asked = intake.name(buyer, load_catalog(house.models).find(MODEL), video())
     async with opened_ledger(settings) as ledger:
         held = await ledger.reserve(buyer, asked, newest_known=None)
         assert isinstance(held, Held)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import ClientSession, web
 
 from gateway.catalog.yaml_files import load_catalog
+from gateway.database.pace import Pace
 from gateway.domain.tenant import Caller
 from gateway.http.front_door import FrontDoor
 from gateway.http.listening import listening
@@ -268,11 +270,14 @@ class BrokenKeys:
         raise RuntimeError(f"the register at /etc/secret/register is upside down: {presented}")
 
 
-async def test_what_nobody_foresaw_is_500_without_a_trace_of_the_inside() -> None:
+async def test_what_nobody_foresaw_is_500_without_a_trace_of_the_inside(tmp_path: Path) -> None:
+    pace = Pace(tmp_path / "pace")
     front_door = FrontDoor(
         keys=BrokenKeys(),  # type: ignore[arg-type] # it is the only thing of keys that is asked for
         metrics=Metrics(),
         request_ids=RequestIds(),
+        pace=pace,
+        clock=lambda: 0.0,
         max_body_bytes=1000,
         body_timeout_seconds=1,
     )

@@ -16,7 +16,7 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.database.marks import Marks
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
-from gateway.domain.tenant import Caller
+from gateway.domain.tenant import Caller, Role
 from gateway.http import ranges
 from gateway.http.hit_path.memory import (
     LOOK_EVERY_SECONDS,
@@ -73,12 +73,13 @@ class HitPath:
         self._date = b""
 
     def caller(self, ask: Ask, now: float) -> Caller | None:
-        """Who asks; None for whom the ordinary application is to refuse."""
+        """Who asks; None for whom the ordinary application is to refuse, or to count how often it asks."""
         try:
             # Before the key is looked at: what is revoked after that is another revision.
             self.revision = self._keys.revision
             if ask.known_by != self.revision:
-                ask.caller = self._keys.authenticate(ask.key)
+                caller = self._keys.authenticate(ask.key)
+                ask.caller = caller if _may_always_ask(caller, ask.model) else None
                 ask.known_by = self.revision
         except GatewayError:
             return None
@@ -95,6 +96,10 @@ class HitPath:
     def age(self, made_at: float) -> bytes:
         """Whole seconds since then."""
         return b"%d" % max(0, int(self.clock() - made_at))
+
+
+def _may_always_ask(caller: Caller, model: str) -> bool:
+    return caller.terms.role is Role.CALLER and caller.terms.rate is None and caller.may_use(model)
 
 
 class HitConnection(RequestHandler):
@@ -279,7 +284,7 @@ class HitConnection(RequestHandler):
         if caller is None or ask.body_bytes > path.max_body_bytes:
             return False
         tenant = caller.tenant
-        known = path.memory.hit(tenant, ask.model, data[end:], now)
+        known = path.memory.hit(tenant.cache_scope, ask.model, data[end:], now)
         balance = path.memory.balance(caller)
         if known is None or balance is None:
             return False

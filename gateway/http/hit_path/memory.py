@@ -21,7 +21,7 @@ from gateway.domain.errors import GatewayError
 from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest
 from gateway.domain.identity import Digest, Fingerprint
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller, Tenant
+from gateway.domain.tenant import Caller
 from gateway.generation import intake
 from gateway.http import heads
 from gateway.http.hit_path.recent import Recent
@@ -187,27 +187,25 @@ class Memory:
 
     # --- What is known
 
-    def hit(self, tenant: Tenant, model: str, body: bytes, now: float) -> tuple[Hit, Medium, bool] | None:
+    def hit(self, scope: str | None, model: str, body: bytes, now: float) -> tuple[Hit, Medium, bool] | None:
         """What answers the request, if that is known and still true, and whether its body was known by its bytes.
 
         `now` is monotonic.
         """
-        if tenant.models is not None and model not in tenant.models:
-            return None
-        question = (model, tenant.name if tenant.private_cache else None, body)
+        question = (model, scope, body)
         fingerprint = self._questions.get(question)
         is_repeat = fingerprint is not None
         if fingerprint is None:
-            fingerprint = self._read(tenant, model, body)
+            fingerprint = self._read(scope, model, body)
             if fingerprint is None or fingerprint not in self._hits:
                 return None
             self._note_question(question, fingerprint)
         believed = self._believed(fingerprint, now)
         return believed and (*believed, is_repeat)
 
-    def _read(self, tenant: Tenant, model: str, body: bytes) -> Fingerprint | None:
+    def _read(self, scope: str | None, model: str, body: bytes) -> Fingerprint | None:
         try:
-            return intake.fingerprint_of_plain(tenant, self._catalog.find(model), body)
+            return intake.fingerprint_of_plain(scope, self._catalog.find(model), body)
         except GatewayError:
             return None
 
@@ -277,9 +275,7 @@ class Memory:
     def learn_hit(self, caller: Caller, request: GenerationRequest, body: bytes) -> None:
         """The ordinary application has answered this with a hit: it can be done from memory next time."""
         tenant = caller.tenant
-        self._note_question(
-            (request.model, tenant.name if tenant.private_cache else None, body), request.fingerprint
-        )
+        self._note_question((request.model, tenant.cache_scope, body), request.fingerprint)
         if self._believed(request.fingerprint, self._monotonic()) is None:
             self._learn(("hit", request.fingerprint), self._study_generation, request.fingerprint)
         if self.balance(caller) is None:
