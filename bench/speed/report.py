@@ -67,9 +67,8 @@ def page(found: Findings, parts: Sequence[Part], about: About, *, plots: Sequenc
         "",
         "## Beside the bars of issue 4",
         "",
-        "| what | bar | measured | least to most | | remarks |",
-        "|---|---|---|---|---|---|",
-        *map(_bar, rows),
+        *_BARS_HEAD,
+        *(_bar(row) for row in rows if row.bar),
         "",
         *(f"![{name}]({name})" for name in plots),
         "",
@@ -79,6 +78,7 @@ def page(found: Findings, parts: Sequence[Part], about: About, *, plots: Sequenc
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_hits(found, scene, candidate) for scene, candidate in found.samples),
         "",
+        *_without_a_bar([row for row in rows if not row.bar]),
         *reference.lines(found),
         *_notes(parts),
         "## Configurations",
@@ -128,6 +128,13 @@ def _bar(row: Row) -> str:
     unit = unit if unit in ("x", "%", "") else f" {unit}"
     spread = f"{_figure(row.low)} to {_figure(row.high)}"
     return f"| {row.what} | {row.bar or '-'} | {_figure(row.value)}{unit} | {spread} | {_verdict(row)} | {row.note} |"
+
+
+def _without_a_bar(rows: Sequence[Row]) -> Sequence[str]:
+    return ["## Told beside them", "", *_BARS_HEAD, *map(_bar, rows), ""] if rows else []
+
+
+_BARS_HEAD = ("| what | bar | measured | least to most | | remarks |", "|---|---|---|---|---|---|")
 
 
 def _verdict(row: Row) -> str:

@@ -9,8 +9,10 @@ from itertools import pairwise
 import pytest
 
 from bench.speed import reference
-from bench.speed.findings import GATEWAY, UNSEEN, Findings
+from bench.speed.findings import GATEWAY, UNSEEN, Findings, Row
 from bench.speed.load import Sample
+from bench.speed.parts import Part
+from bench.speed.report import About, page
 from bench.speed.svg import Bar, Group, chart, number
 from tests.house.project import PROJECT, table_rows, text_of
 
@@ -94,9 +96,26 @@ def test_nothing_measured_is_drawn_all_the_same() -> None:
     assert _texts(chart("t", "s", "a", [], names=[]))[:2] == ["t", "s"]
 
 
+def test_a_row_without_a_bar_is_told_apart_from_those_that_have_one() -> None:
+    rows = [
+        Row("judged", "<= 1 ms", 0.5, "ms", 0.4, 0.6, met=True, note="noisy"),
+        Row("missed", ">= 250x", 1234.5, "x", 1000.0, 2000.0, met=False),
+        Row("told", "", 20.25, " MB", 20.0, 21.0, met=None),
+    ]
+    about = About("c", "d", "m", "p", "n", 1.0, [0.0], {}, [], {}, whole=False, seconds=1.0, repetitions=1)
+
+    told = page(Findings(), [Part("part", rows, ["a note"])], about, plots=[])
+
+    assert table_rows(told, after="## Beside the bars of issue 4\n") == [
+        ["judged", "<= 1 ms", "0.5 ms", "0.4 to 0.6", "met", "noisy"],
+        ["missed", ">= 250x", "1,234x", "1,000 to 2,000", "**not met**", ""],
+    ]
+    assert table_rows(told, after="## Told beside them\n") == [["told", "-", "20.2 MB", "20 to 21", "-", ""]]
+    assert "- part: a note" in told
+
+
 def test_the_pictures_are_of_the_same_run_as_the_page() -> None:
-    page = text_of("bench/RESULTS.md")
-    hits = {(row[0], row[1]): row for row in table_rows(page, after="## Hits\n")}
+    hits = {(row[0], row[1]): row for row in table_rows(text_of("bench/RESULTS.md"), after="## Hits\n")}
 
     assert PLOTS == ["cpu.svg", "large-hits.svg", "small-hits.svg"]
     texts = _texts(text_of("bench/plots/small-hits.svg"))
