@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -578,12 +579,13 @@ def _crash_point(environment: Mapping[str, str]) -> Callable[[Step], None]:
 def _link_secret(directory: Path) -> bytes:
     """What links to media are signed with: made at the first start, so that links outlive the process."""
     path = directory / "links.key"
-    with suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
+    if not path.exists():
+        # Several may start at once: it gets its name when it is whole, and the first stays.
+        with tempfile.NamedTemporaryFile(dir=directory) as file, suppress(FileExistsError):
             file.write(secrets.token_bytes(_LINK_SECRET_BYTES))
             file.flush()
             os.fsync(file.fileno())
+            path.hardlink_to(file.name)
     secret = path.read_bytes()
     if len(secret) != _LINK_SECRET_BYTES:
         raise CannotStart(

@@ -495,9 +495,11 @@ class Purchasing:
                     elapsed_seconds=elapsed_seconds,
                 ) as delivery:
                     cost = delivery.cost
-                    blobs = await self._stored(delivery, request)
-                    self._at_step(Step.RECEIVED)
+                    # The first bytes are there. The rest waits for the ticket: a disk that has no room for that has none
+                    # for the media either, and an answer that comes once must not be read and lost.
                     claim = await bought
+                    self._at_step(Step.RECEIVED)
+                    blobs = await self._stored(delivery, request)
                     self._at_step(Step.STORED)
                     settle = partial(
                         self._ledger.settle,
