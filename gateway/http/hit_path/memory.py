@@ -240,6 +240,8 @@ class Memory:
         for place, mark in balance.marks:
             if read(place) != mark:
                 return None
+        if self._clock() - balance.since > BELIEVED_SECONDS:
+            self._learn(("balance", caller.key_id), self._study_balance, caller)
         return balance
 
     def link(self, target: str, now: float) -> tuple[Link, Medium] | None:
@@ -380,7 +382,7 @@ class Memory:
             caller,
             marks,
             since=now,
-            until=min([*ends, now + BELIEVED_SECONDS]),
+            until=min([*ends, now + _DOUBTED_SECONDS]),
             left=None if left is None else heads.usd(left).encode(),
         )
         self._balances.note(caller.key_id, balance)
