@@ -64,6 +64,7 @@ def _number(cell: str) -> float:
     return float(cell.split(" ", maxsplit=1)[0].replace(",", ""))
 
 
+@pytest.mark.timeout(300)  # a bound for machines with neighbours, not a measurement
 @pytest.mark.skipif(found("wrk") is None, reason="wrk is not installed")
 @pytest.mark.skipif(found("cc") is None, reason="no C compiler is installed")
 @pytest.mark.skipif(found("nginx") is None, reason="nginx is not installed")
@@ -96,6 +97,7 @@ def test_every_scene_is_measured_and_no_hit_reaches_the_upstream(tmp_path: Path)
     assert all(f"(plots/{name})" in told for name in drawn)
 
 
+@pytest.mark.timeout(300)  # a bound for machines with neighbours, not a measurement
 def test_what_is_missing_is_named_and_the_page_is_written_all_the_same(tmp_path: Path) -> None:
     told = _bench(tmp_path / "told.md", "--peers", path=str(tmp_path))
 
