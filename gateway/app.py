@@ -266,7 +266,6 @@ def _front(
 ) -> tuple[web.Application, HitPath | None]:
     """What callers reach, and the short way to what is cached, where that is wanted."""
     request_ids = RequestIds()
-    monotonic = asyncio.get_running_loop().time
     memory = Memory(
         marks=marks,
         catalog=catalog,
@@ -274,7 +273,7 @@ def _front(
         blobs=blobs,
         statements=ledger,
         clock=clock,
-        monotonic=monotonic,
+        monotonic=asyncio.get_running_loop().time,
         most_bytes=settings.listen.hit_path_max_bytes,
     )
     stack.callback(memory.close)

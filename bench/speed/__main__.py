@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from bench.speed.findings import (
 )
 from bench.speed.hits import Hits, Length
 from bench.speed.load import Native, Wrk, wrk_version
-from bench.speed.machine import Cores, calibration, congestion_control, cores, load_average
+from bench.speed.machine import Cores, calibration, congestion_control, cores, load_average, stop_when_told
 from bench.speed.parts import PARTS, Part
 from bench.speed.plots import plots
 from bench.speed.questions import write_models
@@ -142,10 +141,7 @@ def _scratch() -> Iterator[Path]:
 
 
 async def _run(options: argparse.Namespace, network: str) -> None:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 -- this is a coroutine
-    # Told to stop, it stops what it has started first.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    stop_when_told()
     versions = {
         "gateway": __version__,
         "Python": platform.python_version(),

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from bench.speed import servers
 from bench.speed.load import on_the_wire
-from bench.speed.machine import Cores, Measured, cores
+from bench.speed.machine import Cores, Measured, cores, stop_when_told
 from bench.speed.questions import sound, write_models
 from bench.speed.servers import Sandbox, Server
 
@@ -107,10 +106,7 @@ def _gone() -> Never:
 
 
 async def _run(options: argparse.Namespace) -> dict[str, object]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 -- this is a coroutine
-    # Told to stop, it stops what it has started first.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    stop_when_told()
     where = cores()
     if where.load:
         os.sched_setaffinity(0, where.load)

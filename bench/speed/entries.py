@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import sqlite3
 import statistics
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 from bench.paid_once.ours import PROJECT
 from bench.paid_once.programs import DidNotStart
 from bench.speed import servers
-from bench.speed.machine import Cores, cores, pinned
+from bench.speed.machine import Cores, cores, pinned, stop_when_told
 from bench.speed.servers import Asked, Server
 from bench.speed.stub import stub, write_models
 from gateway.blobs.disk import DiskBlobStore
@@ -290,10 +289,7 @@ def _row(what: str, values: Sequence[float], unit: str, *, bar: float | None, no
 
 
 async def _run(options: argparse.Namespace) -> dict[str, object]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 -- this is a coroutine
-    # Told to stop, it stops what it has started first.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    stop_when_told()
     where = cores()
     if where.load:
         os.sched_setaffinity(0, where.load)

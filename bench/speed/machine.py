@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import resource
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,3 +118,10 @@ def congestion_control() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     return "unknown"
+
+
+def stop_when_told() -> None:
+    """Have the task that calls this cancelled by SIGTERM: it stops what it has started first."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 -- whoever calls this is a coroutine
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import secrets
-import signal
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import orjson
 from bench.paid_once.programs import DidNotStart
 from bench.paid_once.scenes import Request
 from bench.speed import servers
-from bench.speed.machine import Cores, cores
+from bench.speed.machine import Cores, cores, stop_when_told
 from bench.speed.openloop import OpenLoop, Trip, percentile
 from bench.speed.servers import Server
 from bench.speed.stub import MILLISECONDS, SIZE, Stub, stub, write_models
@@ -156,10 +155,7 @@ def _film(path: Path) -> None:
 
 
 async def _run(options: argparse.Namespace) -> dict[str, object]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 -- this is a coroutine
-    # Told to stop, it stops what it has started first.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    stop_when_told()
     where = cores()
     if where.load:
         os.sched_setaffinity(0, where.load)

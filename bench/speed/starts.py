@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from bench.paid_once.ours import PROJECT
 from bench.paid_once.programs import DidNotStart
 from bench.speed import servers
-from bench.speed.machine import Cores, cores
+from bench.speed.machine import Cores, cores, stop_when_told
 from bench.speed.servers import Asked, Server
 from bench.speed.stub import stub, write_models
 
@@ -100,10 +99,7 @@ def _figures(values: Sequence[float], unit: str) -> dict[str, object]:
 
 
 async def _run(options: argparse.Namespace) -> dict[str, object]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 -- this is a coroutine
-    # Told to stop, it stops what it has started first.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    stop_when_told()
     where = cores()
     if where.load:
         os.sched_setaffinity(0, where.load)
