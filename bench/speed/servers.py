@@ -16,7 +16,7 @@ from bench.paid_once.ours import COMMAND, PROJECT, SANDBOX_KEY, configuration, e
 from bench.paid_once.programs import DidNotStart, directory_for, free_port
 from bench.paid_once.scenes import Request
 from bench.speed.machine import Cores, Measured, pinned
-from gateway.app import opened_directory
+from gateway.app.opening import opened_directory
 from gateway.settings import load_settings
 
 _TIME_SCALE = 0.001

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from gateway.app import declared
+from gateway.app.opening import declared
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 
 config = App(name="config", help="Check the configuration.")

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, Parameter
 
-from gateway.app import SYSTEM_CLOCK, opened_directory
+from gateway.app.opening import SYSTEM_CLOCK, opened_directory
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options, whoever_runs_this
 from gateway.domain.generation import Json
 from gateway.tenants.contract import Key

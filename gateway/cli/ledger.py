@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from gateway.app import opened_ledger
+from gateway.app.opening import opened_ledger
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.ledger.contract import Discrepancy
 

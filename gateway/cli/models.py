@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gateway.app import declared
+from gateway.app.opening import declared
 from gateway.catalog.contract import Model
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.domain.errors import PriceUnknown

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 from cyclopts import App, Parameter
 
-from gateway.app import opened_ledger
+from gateway.app.opening import opened_ledger
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.domain.identity import PurchaseId
 from gateway.domain.money import Money

@@ -10,7 +10,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gateway.app import SANDBOX_KEY, SYSTEM_CLOCK
+from gateway.app.opening import SYSTEM_CLOCK
+from gateway.app.upstream import SANDBOX_KEY
 from gateway.catalog.yaml_files import load_catalog
 from gateway.cli.collector import settle_in
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options

@@ -13,7 +13,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gateway.app import opened_directory, running_gateway
+from gateway.app.opening import opened_directory
+from gateway.app.running import running_gateway
 from gateway.cli import children, tenants
 from gateway.cli.collector import settle_in
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import multiprocess
 
-from gateway.app import METRICS_VARIABLE
+from gateway.app.running import METRICS_VARIABLE
 from gateway.cli import children
 from gateway.cli.children import Child
 from gateway.domain.errors import CannotStart

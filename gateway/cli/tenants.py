@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 from cyclopts import App, Parameter
 
-from gateway.app import declared, opened_directory
+from gateway.app.opening import declared, opened_directory
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options, whoever_runs_this
 from gateway.domain.generation import Json
 from gateway.domain.money import Money

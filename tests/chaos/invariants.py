@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import av
 
-from gateway.app import SANDBOX_KEY
+from gateway.app.upstream import SANDBOX_KEY
 from gateway.ledger.contract import State
 from tests.chaos.callers import Received
 from tests.chaos.processes import World

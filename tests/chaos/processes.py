@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 
-from gateway.app import SANDBOX_KEY, opened_directory, opened_ledger
+from gateway.app.opening import opened_directory, opened_ledger
+from gateway.app.upstream import SANDBOX_KEY
 from gateway.ledger.contract import Discrepancy, Purchase
 from gateway.settings import Settings, load_settings
 from tests.journeys.program import MODULE, environment, is_running

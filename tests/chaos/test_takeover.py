@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway.app import opened_ledger
+from gateway.app.opening import opened_ledger
 from gateway.catalog.yaml_files import load_catalog
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Tenant

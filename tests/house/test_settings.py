@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from gateway.app import declared
+from gateway.app.opening import declared
 from gateway.domain.generation import Json
 from gateway.settings import Settings, load_settings, setting_names
 from gateway.tenants.declarations import BudgetEntry, TenantEntry

@@ -51,7 +51,7 @@ def test_importing_the_application_needs_nothing_and_writes_nothing(tmp_path: Pa
         "    if event in ('subprocess.Popen', 'os.mkdir', 'sqlite3.connect', 'os.remove', 'os.rename'):\n"
         "        raise SystemExit(f'{event} {arguments}')\n"
         "sys.addaudithook(audit)\n"
-        "import gateway.app, gateway.cli.main\n"
+        "import gateway.app.running, gateway.cli.main\n"
     )
     ran = subprocess.run(
         [sys.executable, "-B", "-W", "error", "-c", program],

@@ -18,7 +18,8 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.app import SANDBOX_KEY, RunningGateway, running_gateway
+from gateway.app.running import RunningGateway, running_gateway
+from gateway.app.upstream import SANDBOX_KEY
 from gateway.catalog.yaml_files import load_catalog
 from gateway.http.listening import listening
 from gateway.sandbox.server import create_sandbox
