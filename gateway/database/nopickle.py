@@ -563,6 +563,4 @@ def storage_faults() -> Iterator[None]:
 
 
 def _unavailable(reason: str) -> StorageUnavailable:
-    return StorageUnavailable(
-        f"The gateway's storage is not available ({reason}). Try again later; what was bought is not lost."
-    )
+    return StorageUnavailable(f"The gateway's storage is not available ({reason}); try again later.")

@@ -268,9 +268,7 @@ def _statements(script: str) -> Sequence[str]:
 
 
 def _unavailable(error: BaseException) -> StorageUnavailable:
-    unavailable = StorageUnavailable(
-        f"The ledger cannot be used right now ({error}). Nothing was bought; try again shortly."
-    )
+    unavailable = StorageUnavailable(f"The ledger cannot be used right now ({error}); try again shortly.")
     unavailable.__cause__ = error
     return unavailable
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from gateway.domain.errors import (
     ResultBroken,
     ShuttingDown,
     StillRunning,
+    StorageUnavailable,
     Unavailable,
 )
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest
@@ -139,13 +141,16 @@ class GenerationService:
         for the record, so that even a hit is written down; every other request is, whoever waits.
         Raises BudgetExceeded, KeyEnded and whatever else refuses before money moves, and Unavailable.
         """
-        if not request.fresh and (generation := await self._purchasing.look_up(request.fingerprint)):
+        with _nothing_bought():
+            generation = None if request.fresh else await self._purchasing.look_up(request.fingerprint)
+        if generation is not None:
             return Accepted(await self._answer_with(identity, caller, request, generation, pollable=pollable))
         if self._closing:
             raise ShuttingDown(
                 "The gateway is shutting down and takes no new work; the same request will do after its restart."
             )
-        boarded = await self._board(caller, request)
+        with _nothing_bought():
+            boarded = await self._board(caller, request)
         record = RequestRecord(
             identity, caller.tenant.name, caller.key_id, request, self._clock(), purchase=boarded.purchase
         )
@@ -349,6 +354,15 @@ class GenerationService:
             if caller is None:
                 raise Unavailable("Nobody is left to pay for this request; nothing was bought.")
             boarded = await self._board(caller, record.request)
+
+
+@contextmanager
+def _nothing_bought() -> Iterator[None]:
+    """Before a purchase is in the journal, whoever meets a storage that fails is told that it cost nothing."""
+    try:
+        yield
+    except StorageUnavailable as error:
+        raise StorageUnavailable(f"{error} Nothing was bought.") from error
 
 
 def _told_by_the_journal(record: RequestRecord, generation: Generation) -> Completed | None:
