@@ -99,6 +99,13 @@ class OperationsSettings(_Section):
     """The port to listen on; 0 for one that the system chooses."""
 
 
+class AdminSettings(_Section):
+    """Where tenants and keys are administered over HTTP, with keys of the role admin."""
+
+    served_on: Literal["operations", "listen", "nowhere"] = "operations"
+    """On which listener /admin is: the operators' own, the callers', or on none."""
+
+
 class StorageSettings(_Section):
     """What is kept on disk."""
 
@@ -237,6 +244,7 @@ class Settings(_Section):
 
     listen: ListenSettings = ListenSettings()
     operations: OperationsSettings = OperationsSettings()
+    admin: AdminSettings = AdminSettings()
     storage: StorageSettings = StorageSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     sandbox: SandboxSettings = SandboxSettings()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import tempfile
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -39,12 +40,36 @@ from gateway.tenants.sqlite import SqliteDirectory
 _LINK_SECRET_BYTES = 32
 
 
+def opened_front_door(
+    settings: Settings,
+    directory: Path,
+    stack: AsyncExitStack,
+    keys: SqliteDirectory,
+    metrics: Metrics,
+    clock: Clock,
+) -> FrontDoor:
+    """What every request passes through, on whichever listener it comes."""
+    pace = Pace(directory / "pace")
+    stack.callback(pace.close)
+    return FrontDoor(
+        keys=keys,
+        metrics=metrics,
+        request_ids=RequestIds(),
+        pace=pace,
+        clock=clock,
+        max_body_bytes=settings.listen.max_body_bytes,
+        body_timeout_seconds=settings.listen.body_timeout_seconds,
+    )
+
+
 def opened_front(
     settings: Settings,
     directory: Path,
     stack: AsyncExitStack,
     marks: Marks,
     catalog: Catalog,
+    front_door: FrontDoor,
+    administration: Sequence[web.RouteDef],
     keys: SqliteDirectory,
     purchasing: Purchasing,
     service: GenerationService,
@@ -55,7 +80,6 @@ def opened_front(
     clock: Clock,
 ) -> tuple[web.Application, HitPath | None]:
     """What callers reach, and the short way to what is cached, where that is wanted."""
-    request_ids = RequestIds()
     memory = Memory(
         marks=marks,
         catalog=catalog,
@@ -73,19 +97,15 @@ def opened_front(
         tallies.feed_from(served.hand_over)
         repeats = Repeats(settings.listen.hit_path_max_bytes)
         hit_path = HitPath(
-            memory, repeats, marks, served, keys, request_ids, clock, settings.listen.max_body_bytes
+            memory,
+            repeats,
+            marks,
+            served,
+            keys,
+            front_door.request_ids,
+            clock,
+            settings.listen.max_body_bytes,
         )
-    pace = Pace(directory / "pace")
-    stack.callback(pace.close)
-    front_door = FrontDoor(
-        keys=keys,
-        metrics=metrics,
-        request_ids=request_ids,
-        pace=pace,
-        clock=clock,
-        max_body_bytes=settings.listen.max_body_bytes,
-        body_timeout_seconds=settings.listen.body_timeout_seconds,
-    )
     links = Links(_link_secret(directory), lifetime_seconds=settings.links.lifetime_seconds, clock=clock)
     front = routes.front(
         front_door=front_door,
@@ -102,6 +122,7 @@ def opened_front(
         ),
         account=Account(front_door, catalog, ledger, tallies, clock),
         blobs=Blobs(blobs, links, on_fetch=memory.learn_link if hit_path else lambda *_: None),
+        administration=administration,
     )
     return front, hit_path
 

@@ -8,9 +8,10 @@ import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.app.errands import standing_errands
-from gateway.app.front import opened_front
+from gateway.app.front import opened_front, opened_front_door
 from gateway.app.opening import LEDGER, SYSTEM_CLOCK, declared, prepared
 from gateway.app.reading import reading
 from gateway.app.upstream import expectation_of, expected_seconds_of, opened_upstream
@@ -28,6 +29,7 @@ from gateway.generation.purchasing import OnUnknown, Purchasing, Step, pass_by
 from gateway.generation.scheduling import FairSlots
 from gateway.generation.service import GenerationService
 from gateway.http import routes
+from gateway.http.admin import Admin
 from gateway.http.listening import listening
 from gateway.http.operations import Operations
 from gateway.ledger.sqlite import SqliteLedger
@@ -143,12 +145,19 @@ async def running_gateway(
         )
         stack.push_async_callback(tallies.flush)
         stack.push_async_callback(service.drain, 0.0)
+        front_door = opened_front_door(settings, directory, stack, tenants, metrics, clock)
+        administration = routes.administration(
+            admin=Admin(front_door, tenants, tenants, tenants, ledger, catalog, clock)
+        )
+        served_on = settings.admin.served_on
         front, hit_path = opened_front(
             settings,
             directory,
             stack,
             marks,
             catalog,
+            front_door,
+            administration if served_on == "listen" else (),
             tenants,
             purchasing,
             service,
@@ -175,16 +184,11 @@ async def running_gateway(
             count_stores()
             return await reading(tenants, ledger, tallies, cache, blobs)
 
-        async def obstacle() -> str | None:
-            if service.closing:
-                return "shutting down"
-            try:
-                await ledger.renew()
-            except GatewayError as error:
-                return str(error)
-            return None
-
-        operations = routes.operations(Operations(metrics=metrics, read=read, obstacle=obstacle))
+        operations = routes.operations(
+            Operations(metrics=metrics, read=read, obstacle=partial(_obstacle, service, ledger)),
+            front_door=front_door,
+            administration=administration if served_on == "operations" else (),
+        )
         errands = standing_errands(
             settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
         )
@@ -212,6 +216,17 @@ async def running_gateway(
             )
         )
         yield RunningGateway(url, operations_url, tenants, service, settings.shutdown.grace_seconds)
+
+
+async def _obstacle(service: GenerationService, ledger: SqliteLedger) -> str | None:
+    """Why no new work can be taken; None when it can."""
+    if service.closing:
+        return "shutting down"
+    try:
+        await ledger.renew()
+    except GatewayError as error:
+        return str(error)
+    return None
 
 
 def _crash_point(environment: Mapping[str, str]) -> Callable[[Step], None]:

@@ -11,7 +11,6 @@ from gateway.cli.collector import leave_alone
 from gateway.database.errors import DatabaseTooNew
 from gateway.documents.yaml_files import DocumentInvalid
 from gateway.domain.errors import CannotStart, GatewayError
-from gateway.tenants.contract import BudgetUnknown, KeyUnknown, TenantUnknown
 
 app = App(
     name="gateway",
@@ -37,15 +36,7 @@ def main() -> None:
     leave_alone()
     try:
         app()
-    except (
-        BudgetUnknown,
-        CannotStart,
-        DatabaseTooNew,
-        DocumentInvalid,
-        GatewayError,
-        KeyUnknown,
-        TenantUnknown,
-    ) as error:
+    except (CannotStart, DatabaseTooNew, DocumentInvalid, GatewayError) as error:
         sys.exit(f"gateway: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from decimal import InvalidOperation
 from typing import Annotated, NoReturn
 
 from cyclopts import App, Parameter
@@ -164,7 +163,7 @@ async def _bought(ledger: Resolution, purchase: Purchase, given: str) -> str | N
 def _amount(usd: str) -> Money:
     try:
         amount = Money.exactly(usd)
-    except (ValueError, InvalidOperation):
+    except ValueError:
         amount = None
     if amount is None or amount < Money.ZERO:
         _refuse(f"--cost-usd {usd}: not an amount of dollars such as 0.416.")

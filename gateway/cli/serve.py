@@ -21,11 +21,11 @@ from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
 from gateway.cli.supervisor import running_workers
 from gateway.database.errors import DatabaseTooNew
 from gateway.documents.yaml_files import DocumentInvalid
-from gateway.domain.errors import CannotStart, GatewayError
+from gateway.domain.errors import CannotStart, GatewayError, TenantUnknown
 from gateway.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry.logs import log_for
-from gateway.tenants.contract import Keys, TenantUnknown
+from gateway.tenants.contract import Keys
 
 _SANDBOX_STOP_SECONDS = 30.0
 _SAME_WORD_SECONDS = 1.0

@@ -7,7 +7,6 @@ import json as json_
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from decimal import InvalidOperation
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -282,7 +281,7 @@ def _budget(budget: Budget) -> str:
 def _amount(usd: str) -> Money:
     try:
         amount = Money.exactly(usd)
-    except (ValueError, InvalidOperation):
+    except ValueError:
         amount = Money.ZERO
     if amount <= Money.ZERO:
         _refuse(f"--usd {usd}: not an amount of dollars such as 50 or 12.50.")

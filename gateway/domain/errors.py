@@ -11,6 +11,8 @@
     │   ├── ModelForbidden        not for this key, its tenant, or whoever is above it
     │   ├── PriceUnknown          nobody can say what it would cost, so it is not sold
     │   ├── ModelUnknown, RequestUnknown, BlobUnknown, RouteUnknown
+    │   ├── TenantUnknown, KeyUnknown, BudgetUnknown
+    │   ├── DeclarationInvalid    what is said of a tenant or a key does not make sense
     │   ├── MethodNotAllowed, MediaTypeUnsupported, BodyTooLarge, BodyTimeout
     │   ├── LinkInvalid           a link to media that is forged, or has run out
     │   └── BudgetExceeded        it does not fit; waiting for a retry will not change that
@@ -172,6 +174,39 @@ class BlobUnknown(RequestRefused):
 
 class RouteUnknown(RequestRefused):
     code = "route_not_found"
+
+
+class TenantUnknown(RequestRefused):
+    """No tenant has this name; the text names the nearest known one."""
+
+    code = "tenant_not_found"
+
+
+class KeyUnknown(RequestRefused):
+    """No key has this name, or more than one has."""
+
+    code = "key_not_found"
+
+
+class BudgetUnknown(RequestRefused):
+    """The tenant or key has no budget of this name; the text names those that it has."""
+
+    code = "budget_not_found"
+
+
+class DeclarationInvalid(RequestRefused):
+    """What is said of tenants or keys does not make sense: nothing was changed."""
+
+    code = "invalid_declaration"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        listed = "; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in self.problems)
+        super().__init__(f"Nothing was changed: {listed}.")
+
+    @property
+    def details(self) -> Mapping[str, Json]:
+        return {"problems": [{"field": p.field, "problem": p.problem} for p in self.problems]}
 
 
 class MethodNotAllowed(RequestRefused):

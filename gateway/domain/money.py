@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import ClassVar
 
 _MICROS_PER_DOLLAR = 1_000_000
+_MOST = 10**12
+"""Dollars: what is more is a mistake, and does not fit into 64 bits soon after."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -71,8 +73,11 @@ class Money:
 
 def _decimal(usd: Decimal | float | str) -> Decimal:
     # A float stands for the shortest decimal that names it: 0.1 is a dime, not 0.1000000000000000055.
-    amount = Decimal(repr(usd)) if isinstance(usd, float) else Decimal(usd)
-    if not amount.is_finite():
+    try:
+        amount = Decimal(repr(usd)) if isinstance(usd, float) else Decimal(usd)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or abs(amount) > _MOST:
         raise ValueError(f"{usd} is not an amount of money")
     return amount
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from aiohttp import web
 
@@ -13,6 +12,7 @@ from gateway.domain.clock import Clock
 from gateway.domain.errors import PriceUnknown
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
+from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
 from gateway.ledger.contract import Statements
@@ -48,7 +48,7 @@ class Account:
         return json_response(
             {
                 "tenant": tenant.name,
-                "as_of": datetime.fromtimestamp(self.clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "as_of": members.utc(self.clock()),
                 **_line(
                     sum(spent.values(), start=Money.ZERO),
                     sum(reserved.values(), start=Money.ZERO),
@@ -68,20 +68,10 @@ class Account:
 
     def _budget(self, balance: Balance, tenant: str) -> dict[str, Json]:
         """What another tenant has above this one is its own business; what it leaves is this one's, too."""
-        now, budget, holder = self.clock(), balance.budget, balance.holder
+        holder = balance.holder
         is_its_own = holder is None or holder.tenant == tenant
-        return {
-            "name": budget.label,
-            "of": tenant if holder is None else holder.name,
-            "per": budget.per.label,
-            "models": None if budget.models is None else [*sorted(budget.models)],
-            "resets_at": _utc(budget.per.resets_at(now)),
-            "runs_out_at": _utc(balance.runs_out_at(now)),
-            **(_money("limit", balance.limit) if is_its_own else {}),
-            **(_money("spent", balance.spent) if is_its_own else {}),
-            **(_money("reserved", balance.reserved) if is_its_own else {}),
-            **_money("remaining", balance.remaining),
-        }
+        of = tenant if holder is None else holder.name
+        return members.budget(balance, self.clock(), of=of, in_full=is_its_own)
 
     async def get_models(self, request: web.Request) -> web.Response:
         """Every model that the key may use: what it takes, and what it costs."""
@@ -111,21 +101,13 @@ def _price_of_example(model: Model) -> Json:
 
 def _line(spent: Money, reserved: Money, tally: Tally) -> dict[str, Json]:
     return {
-        **_money("spent", spent),
-        **_money("reserved", reserved),
-        **_money("saved", tally.saved_by_hits + tally.saved_by_joining),
-        **_money("saved_by_hits", tally.saved_by_hits),
-        **_money("saved_by_joining", tally.saved_by_joining),
+        **members.money("spent", spent),
+        **members.money("reserved", reserved),
+        **members.money("saved", tally.saved_by_hits + tally.saved_by_joining),
+        **members.money("saved_by_hits", tally.saved_by_hits),
+        **members.money("saved_by_joining", tally.saved_by_joining),
         "hits": tally.hits,
         "misses": tally.misses,
         "collapsed": tally.collapsed,
         "bypasses": tally.bypasses,
     }
-
-
-def _utc(moment: datetime | None) -> str | None:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
-
-
-def _money(name: str, amount: Money) -> dict[str, Json]:
-    return {f"{name}_usd": amount.usd_number, f"{name}_micros": amount.micros}

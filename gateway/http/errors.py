@@ -18,6 +18,7 @@ from gateway.http.heads import REQUEST_ID
 STATUSES: Mapping[type[GatewayError], int] = {
     errors.MalformedRequest: 400,
     errors.InvalidParameters: 400,
+    errors.DeclarationInvalid: 400,
     errors.UpstreamRefused: 400,
     errors.Unauthenticated: 401,
     errors.KeyEnded: 401,
@@ -29,6 +30,9 @@ STATUSES: Mapping[type[GatewayError], int] = {
     errors.RequestUnknown: 404,
     errors.BlobUnknown: 404,
     errors.RouteUnknown: 404,
+    errors.TenantUnknown: 404,
+    errors.KeyUnknown: 404,
+    errors.BudgetUnknown: 404,
     errors.MethodNotAllowed: 405,
     errors.BudgetExceeded: 406,
     errors.BodyTimeout: 408,

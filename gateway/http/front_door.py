@@ -181,6 +181,16 @@ class FrontDoor:
                 )
         return caller
 
+    def admin(self, request: web.Request) -> Caller:
+        """Who administers tenants and keys. Raises Unauthenticated and KeyForbidden."""
+        caller = self.caller(request)
+        if caller.terms.role is not Role.ADMIN:
+            raise KeyForbidden(
+                f"This key may not administer tenants and keys (its role is {caller.terms.role.value}): use a key of the "
+                f"role {Role.ADMIN.value}."
+            )
+        return caller
+
     async def body(self, request: web.Request) -> bytes:
         """The whole body, which has to be JSON by its Content-Type.
 

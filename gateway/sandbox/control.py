@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import InvalidOperation
 
 import orjson
 from aiohttp import web
@@ -87,7 +86,7 @@ async def put_account(request: web.Request) -> web.Response:
             credits=Money.exactly(usd),
             models=None if models is None else frozenset(str(model) for model in models),
         )
-    except (ValueError, InvalidOperation) as error:
+    except ValueError as error:
         raise Refused(400, str(error)) from error
     return web.json_response({"name": account.name, "credits_usd": account.credits.usd_number})
 

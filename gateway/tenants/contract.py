@@ -19,18 +19,6 @@ KEYS_MARK = "keys"
 """The mark that changes with any key, tenant, budget or top-up."""
 
 
-class TenantUnknown(Exception):
-    """No tenant has this name; the text names the nearest known one."""
-
-
-class KeyUnknown(Exception):
-    """No key has this name, or more than one has."""
-
-
-class BudgetUnknown(Exception):
-    """The tenant or key has no budget of this name; the text names those that it has."""
-
-
 @dataclass(frozen=True, slots=True)
 class Declared:
     """What is said of one tenant: by a file, by the admin API, by the database."""
@@ -148,6 +136,9 @@ class Keys(Protocol):
         What a command or another process of the gateway has changed is known at once; what somebody else has done to
         the database, within a second. After each change it is another Caller, never the same one changed.
         """
+
+    async def find_key(self, key: str) -> Key:
+        """What is known of a key. Raises KeyUnknown."""
 
     def caller(self, key_id: str) -> Caller | None:
         """Whose key this is; None where it has ended or its tenant is gone."""

@@ -17,7 +17,14 @@ from gateway.database.sqlite import SqliteDatabase
 from gateway.documents.spelling import nearest
 from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.clock import Clock
-from gateway.domain.errors import KeyEnded, StorageUnavailable, Unauthenticated
+from gateway.domain.errors import (
+    BudgetUnknown,
+    KeyEnded,
+    KeyUnknown,
+    StorageUnavailable,
+    TenantUnknown,
+    Unauthenticated,
+)
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, KeyTerms, Tenant, TopUp
@@ -25,12 +32,9 @@ from gateway.tenants import key_format
 from gateway.tenants.contract import (
     KEYS_MARK,
     AuditEntry,
-    BudgetUnknown,
     Change,
     Declared,
     Key,
-    KeyUnknown,
-    TenantUnknown,
 )
 from gateway.tenants.declarations import (
     changes,
@@ -303,6 +307,9 @@ class SqliteDirectory:
         return await self._database.read(
             lambda connection: keys_in(connection, "? IS NULL OR tenant = ?", tenant, tenant)
         )
+
+    async def find_key(self, key: str) -> Key:
+        return await self._database.read(lambda connection: key_in_force(connection, key))
 
     async def write_down_uses(self) -> None:
         uses, self._uses = self._uses, {}

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.database.json_text import to_text
+from gateway.domain.errors import KeyUnknown
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, KeyTerms, Tenant, TopUp
 from gateway.tenants import key_format
-from gateway.tenants.contract import Declared, Key, KeyUnknown
+from gateway.tenants.contract import Declared, Key
 from gateway.tenants.declarations import (
     declared_from_json,
     terms_from_json,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gateway.documents.pydantic_models import parse
 from gateway.documents.spelling import nearest
-from gateway.documents.yaml_files import Place, read
+from gateway.documents.yaml_files import Document, Place, read
 from gateway.tenants.contract import Declared
 from gateway.tenants.declarations import (
     Reading,
@@ -36,7 +36,11 @@ def load_tenants(path: Path, *, models: Collection[str]) -> Sequence[Declared]:
 
     A file stands by itself: parents are in it, too. Raises DocumentInvalid with every mistake that there is.
     """
-    document = read(path)
+    return tenants_in(read(path), models=models)
+
+
+def tenants_in(document: Document, *, models: Collection[str]) -> Sequence[Declared]:
+    """The same of a file that was read already, or came over the wire."""
     file = parse(document, TenantsFile, entry="entry")
     reading = Reading(zone=file.zone, week_starts=file.week_starts, groups=file.groups)
     declared = {name: reading.declared(name, entry) for name, entry in file.tenants.items()}

@@ -15,11 +15,18 @@ import pytest
 from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
 from gateway.documents.yaml_files import DocumentInvalid
-from gateway.domain.errors import KeyEnded, StorageUnavailable, Unauthenticated
+from gateway.domain.errors import (
+    BudgetUnknown,
+    KeyEnded,
+    KeyUnknown,
+    StorageUnavailable,
+    TenantUnknown,
+    Unauthenticated,
+)
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, KeyTerms, Rate, Role, TopUp
 from gateway.domain.window import Window
-from gateway.tenants.contract import BudgetUnknown, Declared, KeyUnknown, TenantUnknown
+from gateway.tenants.contract import Declared
 from gateway.tenants.sqlite import SqliteDirectory
 from tests.contracts.ledger_books import NOON, MovableClock
 

@@ -11,8 +11,8 @@ import pytest
 
 from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
-from gateway.domain.errors import StorageUnavailable, Unauthenticated
-from gateway.tenants.contract import Declared, KeyUnknown, TenantUnknown
+from gateway.domain.errors import KeyUnknown, StorageUnavailable, TenantUnknown, Unauthenticated
+from gateway.tenants.contract import Declared
 from gateway.tenants.sqlite import SqliteDirectory
 from tests.contracts.ledger_books import NOON, MovableClock
 

@@ -28,7 +28,9 @@ def test_a_limit_finer_than_a_micro_dollar_is_refused() -> None:
         Money.exactly("0.0000001")
 
 
-@pytest.mark.parametrize("nonsense", ["nan", "inf", float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    "nonsense", ["nan", "inf", float("nan"), float("-inf"), "much", "", "1e13", "1e999999"]
+)
 def test_what_is_no_amount_is_refused(nonsense: float | str) -> None:
     with pytest.raises(ValueError, match="not an amount"):
         Money.reported(nonsense)
