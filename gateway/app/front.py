@@ -93,7 +93,7 @@ def opened_front(
     stack.callback(memory.close)
     hit_path: HitPath | None = None
     if settings.listen.hit_path:
-        served = Served(metrics, tallies)
+        served = Served(metrics, tallies, clock)
         tallies.feed_from(served.hand_over)
         repeats = Repeats(settings.listen.hit_path_max_bytes)
         hit_path = HitPath(

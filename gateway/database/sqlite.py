@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -120,6 +120,22 @@ class SqliteDatabase:
         """What `work` returns; it sees everything that was written before, and can write nothing."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._read, work)
+
+    async def survey(self, work: Work[T]) -> T:
+        """As `read`, for what may take long: nobody who reads or writes meanwhile waits for it.
+
+        `work` sees the database as it was at one moment.
+        """
+        return await asyncio.to_thread(self._survey, work)
+
+    def _survey(self, work: Work[T]) -> T:
+        try:
+            with closing(_connect(self.path)) as connection:
+                connection.execute("PRAGMA query_only = ON")
+                connection.execute("BEGIN")
+                return work(connection)
+        except sqlite3.OperationalError as error:
+            raise _unavailable(error) from error
 
     async def backup(self, destination: Path) -> None:
         """A consistent copy of everything that was committed when it began, while others go on writing.

@@ -128,6 +128,26 @@ class KeyTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class Party:
+    """Who is charged: a key, and where its tenant stood in the tree. What the books keep stays there for ever."""
+
+    path: str
+    """`acme/film`."""
+
+    key_id: str
+
+    @property
+    def tenant(self) -> str:
+        """The last name of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def organisation(self) -> str:
+        """The first name of the path."""
+        return self.path.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Holder:
     """Somebody with budgets: a tenant, or one of its keys."""
 
@@ -152,6 +172,11 @@ class Caller:
     terms: KeyTerms = field(default_factory=KeyTerms)
     place: int = 0
     """Where its rate is kept: no other key with a rate has the same."""
+
+    @property
+    def party(self) -> Party:
+        """Who is charged for what it asks."""
+        return Party(self.tenant.path, self.key_id)
 
     @property
     def holders(self) -> tuple[Holder, ...]:

@@ -24,7 +24,7 @@ from gateway.domain.errors import (
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, RequestId
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller
+from gateway.domain.tenant import Caller, Party
 from gateway.generation.purchasing import (
     Abandoned,
     Found,
@@ -155,7 +155,7 @@ class GenerationService:
             identity, caller.tenant.name, caller.key_id, request, self._clock(), purchase=boarded.purchase
         )
         await self._records.open(record)
-        return Accepted(record, self._follow(record, boarded))
+        return Accepted(record, self._follow(record, boarded, caller.party))
 
     async def conclusion(self, accepted: Accepted, *, wait_seconds: float) -> Conclusion:
         """What became of an accepted request, after at most `wait_seconds`.
@@ -237,7 +237,9 @@ class GenerationService:
             flight, _ = self._flights.board(
                 record.request.fingerprint, self._purchasing.flight(caller, record.request)
             )
-            self._follow(record, _Boarded(flight))
+            # Where nobody is left, its tenant is taken for one without a parent.
+            party = caller.party if caller else Party(record.tenant, record.key_id)
+            self._follow(record, _Boarded(flight), party)
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no new work, let flights land for `grace_seconds`, and leave the rest to the journal."""
@@ -272,7 +274,7 @@ class GenerationService:
         )
         if pollable:
             await self._records.open(record)
-        self._tallies.count(record.tenant, request.model, CacheStatus.HIT, generation.cost)
+        self._tallies.count(caller.party, request.model, CacheStatus.HIT, generation.cost, at=now)
         return record
 
     # --- Passengers
@@ -297,10 +299,10 @@ class GenerationService:
                 ) from cancelled
             return _Boarded(flight) if joined else _Boarded(flight, purchase, pays=True)
 
-    def _follow(self, record: RequestRecord, boarded: _Boarded) -> Follower:
+    def _follow(self, record: RequestRecord, boarded: _Boarded, party: Party) -> Follower:
         """See to it that the record gets its outcome, whether anybody waits for it or not."""
         known: Announcement[Conclusion] = Announcement()
-        follower = Follower(known, asyncio.create_task(self._conclude(record, boarded, known)))
+        follower = Follower(known, asyncio.create_task(self._conclude(record, boarded, party, known)))
         self._followers[record.id] = follower
         follower.task.add_done_callback(partial(self._forget, record.id))
         return follower
@@ -309,7 +311,7 @@ class GenerationService:
         self._followers.pop(identity).conclusion.fail(asyncio.CancelledError())
 
     async def _conclude(
-        self, record: RequestRecord, boarded: _Boarded, known: Announcement[Conclusion]
+        self, record: RequestRecord, boarded: _Boarded, party: Party, known: Announcement[Conclusion]
     ) -> None:
         boarded_at = asyncio.get_running_loop().time()
         try:
@@ -326,7 +328,7 @@ class GenerationService:
             if outcome.status in (CacheStatus.MISS, CacheStatus.BYPASS)
             else asyncio.get_running_loop().time() - boarded_at
         )
-        self._tallies.count(record.tenant, record.request.model, outcome.status, saved)
+        self._tallies.count(party, record.request.model, outcome.status, saved, at=record.submitted_at)
         if outcome == _told_by_the_journal(record, landed.generation):
             # Whoever asks for the record meanwhile, and whoever resumes it after a crash, comes to the same outcome:
             # the answer need not wait until it is written down a second time.

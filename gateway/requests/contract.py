@@ -10,6 +10,8 @@ from typing import Protocol
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest, Json
 from gateway.domain.identity import PurchaseId, RequestId
 from gateway.domain.money import Money
+from gateway.domain.tenant import Party
+from gateway.domain.window import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class RequestRecords(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How one tenant's requests for one model were answered, ever since."""
+    """How requests for one model were answered: of a tenant, or of one of its keys within some time."""
 
     hits: int = 0
     misses: int = 0
@@ -100,9 +102,10 @@ class Tally:
 class Tallies(Protocol):
     """Counts of answers. Counting costs no I/O; what was counted in the last moments before a crash may be lost."""
 
-    def count(self, tenant: str, model: str, status: CacheStatus, saved: Money) -> None: ...
+    def count(self, party: Party, model: str, status: CacheStatus, saved: Money, *, at: float) -> None:
+        """One answer, to what was asked `at` that time."""
 
-    def add(self, tenant: str, model: str, more: Tally) -> None:
+    def add(self, party: Party, model: str, more: Tally, *, at: float) -> None:
         """Many at once."""
 
     async def flush(self) -> None:
@@ -110,3 +113,9 @@ class Tallies(Protocol):
 
     async def totals(self, tenant: str | None = None) -> Mapping[tuple[str, str], Tally]:
         """Everything counted, by tenant and model, the last moment included; of one tenant only, if one is named."""
+
+    async def by_key(self, spans: Sequence[Span]) -> Mapping[tuple[Party, str, int], Tally]:
+        """What was asked in some stretches of time: by key, model, and which of `spans` it was.
+
+        What was counted before quarters of an hour were kept apart is in the first one there is, without a key.
+        """

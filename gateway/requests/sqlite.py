@@ -14,6 +14,8 @@ from gateway.domain.clock import Clock
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest, Json
 from gateway.domain.identity import Fingerprint, PurchaseId, RequestId
 from gateway.domain.money import Money
+from gateway.domain.tenant import Party
+from gateway.domain.window import Span, quarter
 from gateway.requests.contract import Completed, Failed, Outcome, RequestRecord, Tally
 
 _SCHEMA = (
@@ -71,7 +73,30 @@ _SCHEMA = (
     CREATE INDEX pending_requests ON requests (owner, submitted_at, id, outcome) WHERE outcome IS NULL;
     CREATE INDEX concluded_requests ON requests (submitted_at) WHERE outcome IS NOT NULL;
     """,
+    # By quarter of an hour and key, for reports. What was counted until now is nobody's key's, and of no time.
+    """
+    CREATE TABLE tallies_by_quarter (
+        quarter                 INTEGER NOT NULL,
+        path                    TEXT    NOT NULL,
+        key_id                  TEXT    NOT NULL,
+        model                   TEXT    NOT NULL,
+        hits                    INTEGER NOT NULL,
+        misses                  INTEGER NOT NULL,
+        collapsed               INTEGER NOT NULL,
+        bypasses                INTEGER NOT NULL,
+        saved_by_hits_micros    INTEGER NOT NULL,
+        saved_by_joining_micros INTEGER NOT NULL,
+        PRIMARY KEY (quarter, path, key_id, model)
+    ) WITHOUT ROWID;
+    INSERT INTO tallies_by_quarter
+        SELECT 0, tenant, '', model, hits, misses, collapsed, bypasses, saved_by_hits_micros, saved_by_joining_micros
+        FROM tallies;
+    """,
 )
+
+_COUNTS = "hits, misses, collapsed, bypasses, saved_by_hits_micros, saved_by_joining_micros"
+
+_ADDED = ", ".join(f"{count} = {count} + excluded.{count}" for count in _COUNTS.split(", "))
 
 _FORGOTTEN_AT_ONCE = 500
 """So that forgetting keeps nobody waiting."""
@@ -180,10 +205,11 @@ class SqliteTallies:
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
-        self._counted: dict[tuple[str, str], Tally] = {}
+        self._counted: dict[tuple[int, Party, str], Tally] = {}
         self._feeders: list[Callable[[], None]] = []
+        database.migrate("requests", _SCHEMA)
 
-    def count(self, tenant: str, model: str, status: CacheStatus, saved: Money) -> None:
+    def count(self, party: Party, model: str, status: CacheStatus, saved: Money, *, at: float) -> None:
         match status:
             case CacheStatus.HIT:
                 more = Tally(hits=1, saved_by_hits=saved)
@@ -193,10 +219,11 @@ class SqliteTallies:
                 more = Tally(misses=1)
             case CacheStatus.BYPASS:
                 more = Tally(bypasses=1)
-        self.add(tenant, model, more)
+        self.add(party, model, more, at=at)
 
-    def add(self, tenant: str, model: str, more: Tally) -> None:
-        self._counted[tenant, model] = self._counted.get((tenant, model), Tally()) + more
+    def add(self, party: Party, model: str, more: Tally, *, at: float) -> None:
+        place = (quarter(at), party, model)
+        self._counted[place] = self._counted.get(place, Tally()) + more
 
     def feed_from(self, hand_over: Callable[[], None]) -> None:
         """Have `hand_over` called, which adds what was counted elsewhere, whenever counts are written down or read."""
@@ -217,40 +244,59 @@ class SqliteTallies:
 
     async def totals(self, tenant: str | None = None) -> Mapping[tuple[str, str], Tally]:
         await self.flush()
-        query = (
-            "SELECT tenant, model, hits, misses, collapsed, bypasses, saved_by_hits_micros, "
-            "saved_by_joining_micros FROM tallies WHERE ? IS NULL OR tenant = ?"
-        )
+        query = f"SELECT tenant, model, {_COUNTS} FROM tallies WHERE ? IS NULL OR tenant = ?"
         return await self._database.read(
             lambda connection: {
-                (tenant, model): Tally(hits, misses, collapsed, bypasses, Money(by_hits), Money(by_joining))
-                for tenant, model, hits, misses, collapsed, bypasses, by_hits, by_joining in connection.execute(
-                    query, (tenant, tenant)
-                )
+                (tenant, model): _tally(*counts)
+                for tenant, model, *counts in connection.execute(query, (tenant, tenant))
+            }
+        )
+
+    async def by_key(self, spans: Sequence[Span]) -> Mapping[tuple[Party, str, int], Tally]:
+        await self.flush()
+        sums = ", ".join(f"SUM({count})" for count in _COUNTS.split(", "))
+        query = (
+            f"SELECT path, key_id, model, {sums} FROM tallies_by_quarter "
+            "WHERE quarter >= ? AND quarter < COALESCE(?, 1 << 60) GROUP BY path, key_id, model"
+        )
+        return await self._database.survey(
+            lambda connection: {
+                (Party(path, key_id), model, number): _tally(*counts)
+                for number, span in enumerate(spans)
+                for path, key_id, model, *counts in connection.execute(query, (span.start, span.end))
             }
         )
 
 
-def _add(connection: sqlite3.Connection, counted: Mapping[tuple[str, str], Tally]) -> None:
+def _add(connection: sqlite3.Connection, counted: Mapping[tuple[int, Party, str], Tally]) -> None:
     connection.executemany(
-        "INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, model) DO UPDATE SET "
-        "hits = hits + excluded.hits, misses = misses + excluded.misses, "
-        "collapsed = collapsed + excluded.collapsed, bypasses = bypasses + excluded.bypasses, "
-        "saved_by_hits_micros = saved_by_hits_micros + excluded.saved_by_hits_micros, "
-        "saved_by_joining_micros = saved_by_joining_micros + excluded.saved_by_joining_micros",
+        f"INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, model) DO UPDATE SET {_ADDED}",
+        [(party.tenant, model, *_counts(tally)) for (_, party, model), tally in counted.items()],
+    )
+    connection.executemany(
+        "INSERT INTO tallies_by_quarter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        f"ON CONFLICT (quarter, path, key_id, model) DO UPDATE SET {_ADDED}",
         [
-            (
-                *place,
-                tally.hits,
-                tally.misses,
-                tally.collapsed,
-                tally.bypasses,
-                tally.saved_by_hits.micros,
-                tally.saved_by_joining.micros,
-            )
-            for place, tally in counted.items()
+            (at, party.path, party.key_id, model, *_counts(tally))
+            for (at, party, model), tally in counted.items()
         ],
     )
+
+
+def _counts(tally: Tally) -> tuple[int, ...]:
+    """As `_COUNTS` has them."""
+    return (
+        tally.hits,
+        tally.misses,
+        tally.collapsed,
+        tally.bypasses,
+        tally.saved_by_hits.micros,
+        tally.saved_by_joining.micros,
+    )
+
+
+def _tally(hits: int, misses: int, collapsed: int, bypasses: int, by_hits: int, by_joining: int) -> Tally:
+    return Tally(hits, misses, collapsed, bypasses, Money(by_hits), Money(by_joining))
 
 
 def _record(

@@ -15,6 +15,8 @@ from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.generation import CacheStatus, Generation
 from gateway.domain.identity import PurchaseId, RequestId, Ticket
 from gateway.domain.money import Money
+from gateway.domain.tenant import Party
+from gateway.domain.window import Span, quarter
 from gateway.requests.contract import Completed, Failed, RequestRecord, Tally
 from gateway.requests.sqlite import _SCHEMA, SqliteRequestRecords, SqliteTallies
 from tests.contracts.ledger_books import BLOB, NOON, MovableClock, request
@@ -216,16 +218,13 @@ async def test_records_that_an_older_gateway_wrote_are_found_as_they_were(
 # --- Tallies
 
 
-async def test_answers_are_counted_by_tenant_model_and_status(
-    database: SqliteDatabase, records: SqliteRequestRecords
-) -> None:
-    assert records is not None  # whose tables hold the tallies
+async def test_answers_are_counted_by_tenant_model_and_status(database: SqliteDatabase) -> None:
     tallies = SqliteTallies(database)
-    tallies.count("acme", "m", CacheStatus.MISS, Money.ZERO)
-    tallies.count("acme", "m", CacheStatus.HIT, Money(416_000))
-    tallies.count("acme", "m", CacheStatus.HIT, Money(416_000))
-    tallies.count("acme", "n", CacheStatus.COLLAPSED, Money(5))
-    tallies.count("other", "m", CacheStatus.BYPASS, Money.ZERO)
+    tallies.count(Party("acme", "k"), "m", CacheStatus.MISS, Money.ZERO, at=NOON)
+    tallies.count(Party("acme", "k"), "m", CacheStatus.HIT, Money(416_000), at=NOON)
+    tallies.count(Party("acme", "k"), "m", CacheStatus.HIT, Money(416_000), at=NOON)
+    tallies.count(Party("acme", "k"), "n", CacheStatus.COLLAPSED, Money(5), at=NOON)
+    tallies.count(Party("other", "k"), "m", CacheStatus.BYPASS, Money.ZERO, at=NOON)
 
     assert await tallies.totals("acme") == {
         ("acme", "m"): Tally(hits=2, misses=1, saved_by_hits=Money(832_000)),
@@ -234,30 +233,60 @@ async def test_answers_are_counted_by_tenant_model_and_status(
     assert set(await tallies.totals()) == {("acme", "m"), ("acme", "n"), ("other", "m")}
 
 
-async def test_what_several_processes_count_is_added_up(
-    database: SqliteDatabase, records: SqliteRequestRecords
-) -> None:
-    assert records is not None  # whose tables hold the tallies
+async def test_what_several_processes_count_is_added_up(database: SqliteDatabase) -> None:
     one, two = SqliteTallies(database), SqliteTallies(database)
     for tallies in (one, two):
         for _ in range(10):
-            tallies.count("acme", "m", CacheStatus.HIT, Money(1))
+            tallies.count(Party("acme", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
 
     await asyncio.gather(one.flush(), two.flush())
 
     assert await one.totals() == {("acme", "m"): Tally(hits=20, saved_by_hits=Money(20))}
 
 
-async def test_what_could_not_be_written_down_is_counted_all_the_same(
-    database: SqliteDatabase, records: SqliteRequestRecords
-) -> None:
-    assert records is not None  # whose tables hold the tallies
+async def test_what_could_not_be_written_down_is_counted_all_the_same(database: SqliteDatabase) -> None:
     tallies = SqliteTallies(database)
-    tallies.count("acme", "m", CacheStatus.HIT, Money(1))
+    tallies.count(Party("acme", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
     await database.write(lambda connection: connection.execute("ALTER TABLE tallies RENAME TO elsewhere"))
     with pytest.raises(Exception, match="no such table"):
         await tallies.flush()
-    tallies.count("acme", "m", CacheStatus.HIT, Money(1))
+    tallies.count(Party("acme", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
     await database.write(lambda connection: connection.execute("ALTER TABLE elsewhere RENAME TO tallies"))
 
     assert await tallies.totals() == {("acme", "m"): Tally(hits=2, saved_by_hits=Money(2))}
+
+
+async def test_answers_are_kept_by_key_and_quarter_of_an_hour_where_the_tenant_stood(
+    database: SqliteDatabase,
+) -> None:
+    tallies = SqliteTallies(database)
+    before, after = Party("acme/film", "k"), Party("zenith/film", "k")
+    tallies.count(before, "m", CacheStatus.HIT, Money(7), at=NOON + 899.9)
+    tallies.add(before, "m", Tally(hits=2, saved_by_hits=Money(14)), at=NOON)
+    tallies.count(after, "m", CacheStatus.COLLAPSED, Money(7), at=NOON + 900)
+    await tallies.flush()
+    tallies.count(after, "m", CacheStatus.MISS, Money.ZERO, at=NOON + 900)
+    first = quarter(NOON)
+
+    assert await tallies.by_key([Span(first, first + 1), Span(first + 1)]) == {
+        (before, "m", 0): Tally(hits=3, saved_by_hits=Money(21)),
+        (after, "m", 1): Tally(misses=1, collapsed=1, saved_by_joining=Money(7)),
+    }
+    assert await tallies.by_key([Span(0, first)]) == {}
+    assert await tallies.totals() == {
+        ("film", "m"): Tally(3, 1, 1, 0, saved_by_hits=Money(21), saved_by_joining=Money(7))
+    }
+
+
+async def test_what_was_counted_before_there_were_quarters_is_in_the_first_and_nobodys_keys(
+    database: SqliteDatabase,
+) -> None:
+    database.migrate("requests", _SCHEMA[:2])
+    await database.write(
+        lambda connection: connection.execute("INSERT INTO tallies VALUES ('acme', 'm', 3, 2, 1, 0, 30, 10)")
+    )
+    tallies = SqliteTallies(database)
+    old = Tally(3, 2, 1, 0, Money(30), Money(10))
+
+    assert await tallies.by_key([Span(0, 1)]) == {(Party("acme", ""), "m", 0): old}
+    assert await tallies.totals() == {("acme", "m"): old}

@@ -181,3 +181,27 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> N
 
     opened.migrate("some", ("CREATE TABLE things (name TEXT);",))
     opened.close()
+
+
+async def test_a_survey_sees_one_moment_keeps_nobody_waiting_and_writes_nothing(
+    database: SqliteDatabase,
+) -> None:
+    await database.write(insert("before"))
+    looking, may_end = threading.Event(), threading.Event()
+
+    def survey(connection: sqlite3.Connection) -> list[int]:
+        query = "SELECT COUNT(*) FROM things"
+        seen = [connection.execute(query).fetchone()[0]]
+        looking.set()
+        assert may_end.wait(30)
+        return [*seen, connection.execute(query).fetchone()[0]]
+
+    surveying = asyncio.create_task(database.survey(survey))
+    await asyncio.to_thread(looking.wait, 30)
+    await database.write(insert("meanwhile"))
+    assert await names(database) == ["before", "meanwhile"]
+    may_end.set()
+
+    assert await surveying == [1, 1]
+    with pytest.raises(StorageUnavailable):
+        await database.survey(insert("by a survey"))

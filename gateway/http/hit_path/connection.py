@@ -283,13 +283,12 @@ class HitConnection(RequestHandler):
         caller = path.caller(ask, now)
         if caller is None or ask.body_bytes > path.max_body_bytes:
             return False
-        tenant = caller.tenant
-        known = path.memory.hit(tenant.cache_scope, ask.model, data[end:], now)
+        known = path.memory.hit(caller.tenant.cache_scope, ask.model, data[end:], now)
         balance = path.memory.balance(caller)
         if known is None or balance is None:
             return False
         hit, medium, is_repeat = known
-        counted = path.served.hits(tenant.name, ask.model)
+        counted = path.served.hits(caller, ask.model)
         request, age, date = path.request_ids.next_bytes(), path.age(hit.made_at), path.date()
         if balance.left is None:
             head = hit.unlimited % (request, age, date)

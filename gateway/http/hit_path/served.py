@@ -6,8 +6,10 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from math import inf
 
+from gateway.domain.clock import Clock
 from gateway.domain.generation import CacheStatus
 from gateway.domain.money import Money
+from gateway.domain.tenant import Caller, Party
 from gateway.requests.contract import Tallies, Tally
 from gateway.telemetry.logs import log_for
 from gateway.telemetry.metrics import OVERHEAD_BUCKETS, REQUEST_BUCKETS, Metrics
@@ -18,7 +20,7 @@ _BOUNDS = sorted({*REQUEST_BUCKETS, *OVERHEAD_BUCKETS})
 
 @dataclass(slots=True)
 class Counted:
-    """Hits of one tenant for one model that nobody has been told of yet."""
+    """Hits with one key for one model that nobody has been told of yet."""
 
     count: int = 0
     saved_micros: int = 0
@@ -45,18 +47,20 @@ class Counted:
 class Served:
     """Counts answers at the cost of a few additions each."""
 
-    def __init__(self, metrics: Metrics, tallies: Tallies) -> None:
+    def __init__(self, metrics: Metrics, tallies: Tallies, clock: Clock) -> None:
         self._metrics = metrics
         self._tallies = tallies
-        self._hits: dict[tuple[str, str], Counted] = {}
+        self._clock = clock
+        self._hits: dict[tuple[str, str, str], Counted] = {}
         self._fetched = self._fetched_bytes = 0
         self._log = log_for("http")
 
-    def hits(self, tenant: str, model: str) -> Counted:
-        """Where hits of this tenant for this model are counted."""
-        counted = self._hits.get((tenant, model))
+    def hits(self, caller: Caller, model: str) -> Counted:
+        """Where hits with this key for this model are counted."""
+        place = (caller.tenant.path, caller.key_id, model)
+        counted = self._hits.get(place)
         if counted is None:
-            counted = self._hits[tenant, model] = Counted()
+            counted = self._hits[place] = Counted()
         return counted
 
     def fetched(self, sent_bytes: int) -> None:
@@ -66,14 +70,15 @@ class Served:
 
     def hand_over(self) -> None:
         """Give everything that was counted to those who keep it; it costs no I/O but a line in the log for each."""
-        for (tenant, model), counted in self._hits.items():
+        now = self._clock()
+        for (path, key_id, model), counted in self._hits.items():
             if not counted.count:
                 continue
             hits = counted.taken()
-            saved = Money(hits.saved_micros)
-            self._tallies.add(tenant, model, Tally(hits=hits.count, saved_by_hits=saved))
+            saved, party = Money(hits.saved_micros), Party(path, key_id)
+            self._tallies.add(party, model, Tally(hits=hits.count, saved_by_hits=saved), at=now)
             self._metrics.count_hits(
-                tenant,
+                party.tenant,
                 model,
                 count=hits.count,
                 seconds=hits.seconds,
@@ -81,7 +86,7 @@ class Served:
             )
             self._log.info(
                 "hits",
-                tenant=tenant,
+                tenant=party.tenant,
                 model=model,
                 outcome=CacheStatus.HIT.value,
                 count=hits.count,
