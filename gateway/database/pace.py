@@ -18,10 +18,10 @@ _PATIENCE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What came of asking once."""
+    """What came of asking once, or would have come of it."""
 
     wait_seconds: float
-    """Zero: it may go ahead, and is counted. Else so long until one may, and nothing was counted."""
+    """Zero: it may go ahead, and is counted if it has asked. Else so long until one may, and nothing was counted."""
 
     left: int
     """How many more may come at this moment."""
@@ -63,10 +63,7 @@ class Pace:
         moment, allowed = round(now * _SECOND), each * burst
         alone = self._lock(place)
         try:
-            good = max(self._page[place], moment)
-            if good - moment > allowed + _SECOND:
-                # Nobody has taken so much: the clock was put back, or the rate was lowered.
-                good = moment
+            good = self._good(place, moment, allowed)
             too_far = good + each - moment - allowed
             if too_far <= 0:
                 good += each
@@ -74,11 +71,20 @@ class Pace:
         finally:
             if alone:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 8, place * 8)
-        return Taken(
-            wait_seconds=max(0, too_far) / _SECOND,
-            left=max(0, allowed - (good - moment)) // each,
-            full_in_seconds=(good - moment) / _SECOND,
-        )
+        return _taken(good - moment, each, allowed, too_far)
+
+    def look(self, place: int, now: float, *, requests: int, seconds: int, burst: int) -> Taken:
+        """What asking now would come to; nothing is counted."""
+        each = -(-seconds * _SECOND // requests)
+        moment, allowed = round(now * _SECOND), each * burst
+        good = self._good(place % _PLACES, moment, allowed)
+        return _taken(good - moment, each, allowed, good + each - moment - allowed)
+
+    def _good(self, place: int, moment: int, allowed: int) -> int:
+        """When everything that was taken there is made good."""
+        good = max(self._page[place], moment)
+        # Nobody has taken so much: the clock was put back, or the rate was lowered.
+        return moment if good - moment > allowed + _SECOND else good
 
     def _lock(self, place: int) -> bool:
         """Keep every other process from the place until it is unlocked; False: do without.
@@ -111,3 +117,12 @@ class Pace:
         with suppress(BufferError):
             self._file.close()
         os.close(self._descriptor)
+
+
+def _taken(owed: int, each: int, allowed: int, too_far: int) -> Taken:
+    """In microseconds: until all is made good, what one costs, what may be owed, and by how much one more is too much."""
+    return Taken(
+        wait_seconds=max(0, too_far) / _SECOND,
+        left=max(0, allowed - owed) // each,
+        full_in_seconds=owed / _SECOND,
+    )

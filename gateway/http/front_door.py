@@ -60,6 +60,7 @@ class Visit:
     """How much of the time was the upstream's."""
 
     code: str = ""
+    caller: Caller | None = None
 
 
 VISIT = web.RequestKey("visit", Visit)
@@ -157,8 +158,24 @@ class FrontDoor:
     def caller(self, request: web.Request) -> Caller:
         """Who asks. Raises Unauthenticated."""
         caller = self._keys.authenticate(request.headers.get("x-api-key"))
-        request[VISIT].tenant = caller.tenant.name
+        visit = request[VISIT]
+        visit.tenant, visit.caller = caller.tenant.name, caller
         return caller
+
+    async def tell_rate(self, request: web.Request, response: web.StreamResponse) -> None:
+        """A signal before any answer is sent: a key with a rate is told how it stands with it.
+
+        In the words of draft-ietf-httpapi-ratelimit-headers.
+        """
+        caller = visit.caller if (visit := request.get(VISIT)) else None
+        if caller is None or (rate := caller.terms.rate) is None:
+            return
+        now = self._clock()
+        stands = self._pace.look(
+            caller.place, now, requests=rate.requests, seconds=rate.seconds, burst=rate.burst
+        )
+        response.headers["RateLimit-Policy"] = f'"key";q={rate.requests};w={rate.seconds}'
+        response.headers["RateLimit"] = f'"key";r={stands.left};t={math.ceil(stands.full_in_seconds)}'
 
     def buyer(self, request: web.Request) -> Caller:
         """Who asks for a generation, which counts. Raises Unauthenticated, KeyForbidden and RateLimited."""

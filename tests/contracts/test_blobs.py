@@ -1007,9 +1007,7 @@ async def test_a_disk_that_does_not_take_the_file_is_unavailable_and_nothing_is_
     said, none, after = (await asyncio.to_thread(child.communicate))[0].splitlines()
 
     assert child.returncode == 0
-    assert said == (
-        "The gateway's storage is not available (File too large); try again later."
-    )
+    assert said == ("The gateway's storage is not available (File too large); try again later.")
     assert (none, after) == ("None", "True")
     assert {path.name for path in _files(tmp_path)} == {_digest(b"before"), _digest(b"after")}
 

@@ -209,3 +209,22 @@ fcntl.lockf(descriptor, fcntl.LOCK_EX, 8, 3 * 8)
 print("kept", flush=True)
 signal.pause()
 """
+
+
+@given(
+    st.integers(1, 100), st.integers(1, 3600), st.integers(1, 50), st.lists(st.floats(0, 100), max_size=30)
+)
+def test_looking_says_what_asking_would_come_to_and_counts_nothing(
+    tmp_path_factory: pytest.TempPathFactory, requests: int, seconds: int, burst: int, pauses: list[float]
+) -> None:
+    rate = {"requests": requests, "seconds": seconds, "burst": burst}
+    now = NOW
+    with closing(Pace(tmp_path_factory.mktemp("pace") / "pace")) as pace:
+        for pause in pauses:
+            now += pause
+            seen = pace.look(1, now, **rate)
+            assert pace.look(1, now, **rate) == seen
+            taken = pace.take(1, now, **rate)
+            assert taken.wait_seconds == seen.wait_seconds
+            assert taken.left == (seen.left - 1 if seen.left else 0)
+            assert pace.look(1, now, **rate).left == taken.left
