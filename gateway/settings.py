@@ -209,6 +209,14 @@ class LedgerSettings(_Section):
     """After how long of silence a process's open purchases may be adopted by another."""
 
 
+class PriceSettings(_Section):
+    """What is held for a request before its cost is known."""
+
+    hold: Literal["learned", "rule"] = "learned"
+    """`learned` holds what nearly all purchases of the same shape have cost lately, and no less than the catalogue's rule
+    until there are enough of them; `rule` holds what the rule says."""
+
+
 class ReconcileSettings(_Section):
     """What is done about purchases of which nobody knows whether they were made."""
 
@@ -257,6 +265,7 @@ class Settings(_Section):
     links: LinkSettings = LinkSettings()
     requests: RequestSettings = RequestSettings()
     ledger: LedgerSettings = LedgerSettings()
+    prices: PriceSettings = PriceSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()

@@ -18,7 +18,10 @@ from gateway.database.marks import Marks
 from gateway.database.pace import Pace
 from gateway.domain.clock import Clock
 from gateway.domain.errors import CannotStart
-from gateway.generation.purchasing import Purchasing
+from gateway.generation.estimating import Estimator
+from gateway.generation.purchasing import OnUnknown, Purchasing
+from gateway.generation.quoting import Quoting
+from gateway.generation.scheduling import FairSlots
 from gateway.generation.service import GenerationService
 from gateway.http import routes
 from gateway.http.account import Account
@@ -30,6 +33,8 @@ from gateway.http.hit_path.memory import Memory
 from gateway.http.hit_path.repeats import Repeats
 from gateway.http.hit_path.served import Served
 from gateway.http.links import Links
+from gateway.http.models import Models
+from gateway.http.quotes import Quotes
 from gateway.http.request_ids import RequestIds
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.sqlite import SqliteTallies
@@ -73,6 +78,8 @@ def opened_front(
     keys: SqliteDirectory,
     purchasing: Purchasing,
     service: GenerationService,
+    estimator: Estimator,
+    slots: FairSlots,
     blobs: DiskBlobStore,
     ledger: SqliteLedger,
     tallies: SqliteTallies,
@@ -120,7 +127,22 @@ def opened_front(
             clock=clock,
             on_hit=memory.learn_hit if hit_path else lambda *_: None,
         ),
-        account=Account(front_door, catalog, ledger, tallies, clock),
+        quotes=Quotes(
+            front_door,
+            catalog,
+            Quoting(
+                purchasing=purchasing,
+                custody=ledger,
+                statements=ledger,
+                estimator=estimator,
+                slots=slots,
+                clock=clock,
+                on_unknown=OnUnknown(settings.reconcile.on_unknown),
+            ),
+            clock,
+        ),
+        models=Models(front_door, catalog, ledger),
+        account=Account(front_door, ledger, tallies, clock),
         blobs=Blobs(blobs, links, on_fetch=memory.learn_link if hit_path else lambda *_: None),
         administration=administration,
     )

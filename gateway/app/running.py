@@ -22,6 +22,7 @@ from gateway.database.owners import Duty, Owners
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
+from gateway.generation.estimating import Estimator
 from gateway.generation.housekeeping import Errand, Housekeeping
 from gateway.generation.inspection import inspect
 from gateway.generation.lookout import Lookout
@@ -115,6 +116,12 @@ async def running_gateway(
         )
         slots = FairSlots(slots=settings.upstream.slots, most_waiting=settings.upstream.most_waiting)
         at_step = _crash_point(environment)
+        estimator = Estimator(
+            evidence=ledger,
+            expected_seconds_of=lambda request: expected_seconds_of(settings, catalog, request),
+            clock=clock,
+            learns=settings.prices.hold == "learned",
+        )
         purchasing = Purchasing(
             cache=cache,
             blobs=blobs,
@@ -125,6 +132,7 @@ async def running_gateway(
             custody=ledger,
             resolution=ledger,
             upstream=upstream,
+            estimator=estimator,
             slots=slots,
             lookout=Lookout(lambda name: marks.read(marks.place(name))),
             metrics=metrics,
@@ -161,6 +169,8 @@ async def running_gateway(
             tenants,
             purchasing,
             service,
+            estimator,
+            slots,
             blobs,
             ledger,
             tallies,
@@ -189,10 +199,12 @@ async def running_gateway(
             front_door=front_door,
             administration=administration if served_on == "operations" else (),
         )
-        errands = standing_errands(
-            settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
+        errands = (
+            *standing_errands(
+                settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
+            ),
+            Errand("write down uses", tenants.write_down_uses, 60.0),
         )
-        errands = (*errands, Errand("write down uses", tenants.write_down_uses, 60.0))
         housekeeping = asyncio.create_task(Housekeeping(errands).run())
         stack.push_async_callback(_cancelled, housekeeping)
         listen = settings.listen

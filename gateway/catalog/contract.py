@@ -54,6 +54,16 @@ class Model(Protocol):
     def price(self, parameters: Parameters) -> Money:
         """What these (complete) parameters are expected to cost, rounded up; PriceUnknown where nobody can say."""
 
+    @property
+    def price_in_words(self) -> str:
+        """By which rule it is priced, for people."""
+
+    def shape(self, parameters: Parameters) -> str:
+        """Those of these (complete) parameters on which price and time depend, as JSON in one form.
+
+        What has the same shape has the same price and the same expected seconds.
+        """
+
     def expected_seconds(self, parameters: Parameters) -> float:
         """How long the upstream is expected to work on these (complete) parameters."""
 

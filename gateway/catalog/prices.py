@@ -15,6 +15,14 @@ from gateway.domain.money import Money
 
 
 class PriceRule(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters on which the price depends."""
+
+    @property
+    def words(self) -> str:
+        """The rule, for people."""
+
     def price(self, parameters: Parameters) -> Money:
         """What these complete parameters cost; PriceUnknown if nobody can say. Never zero."""
 
@@ -24,6 +32,15 @@ class Flat:
     """The same, whatever is asked for: a fixed price, or a ceiling that is held until the real one is known."""
 
     usd: Decimal
+    is_ceiling: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def words(self) -> str:
+        return f"at most ${self.usd}" if self.is_ceiling else f"${self.usd}"
 
     def price(self, parameters: Parameters) -> Money:
         del parameters
@@ -37,6 +54,16 @@ class Scaled:
     usd: Decimal
     at: Mapping[str, int | float]
     minimum_usd: Decimal = Decimal(0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.at)
+
+    @property
+    def words(self) -> str:
+        at = ", ".join(f"{name} {value}" for name, value in self.at.items())
+        least = f", at least ${self.minimum_usd}" if self.minimum_usd else ""
+        return f"${self.usd} at {at}, and in proportion to their product elsewhere{least}"
 
     def price(self, parameters: Parameters) -> Money:
         return Money.at_least(max(self.minimum_usd, scaled(self.usd, self.at, parameters)))
@@ -52,6 +79,16 @@ class Table:
 
     times: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.by, *self.times)
+
+    @property
+    def words(self) -> str:
+        rows = ", ".join(f"{' and '.join(row)} ${usd}" for row, usd in self.usd.items())
+        times = f"; times {' times '.join(self.times)}" if self.times else ""
+        return f"by {' and '.join(self.by)}: {rows}{times}"
+
     def price(self, parameters: Parameters) -> Money:
         usd = self.usd[tuple(as_key(parameters[name]) for name in self.by)]
         return Money.at_least(usd * product(parameters[name] for name in self.times))
@@ -63,6 +100,14 @@ class Unknown:
 
     model: str
     because: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def words(self) -> str:
+        return f"nobody can say: {self.because}"
 
     def price(self, parameters: Parameters) -> Money:
         del parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ class _Model:
 
     def price(self, parameters: Parameters) -> Money:
         return self.priced.price(parameters)
+
+    @property
+    def price_in_words(self) -> str:
+        return self.priced.words
+
+    def shape(self, parameters: Parameters) -> str:
+        of_the_shape = {name: parameters[name] for name in self.priced.names}
+        return json.dumps(of_the_shape, sort_keys=True, separators=(",", ":"))
 
     def expected_seconds(self, parameters: Parameters) -> float:
         if not isinstance(self.priced, Scaled):
@@ -279,7 +288,7 @@ def _plain(value: Json | tuple[Json, ...]) -> Json:
 def _rule(model: str, price: PriceFile) -> PriceRule:
     match price:
         case FixedFile() | CeilingFile():
-            return Flat(price.usd)
+            return Flat(price.usd, is_ceiling=isinstance(price, CeilingFile))
         case ScaledFile():
             return Scaled(price.usd, price.at, price.minimum_usd or Decimal(0))
         case TableFile():

@@ -28,6 +28,7 @@ app.command("gateway.cli.purchases:purchases", help="List, show and resolve purc
 app.command("gateway.cli.ledger:ledger", help="Examine the ledger, or copy it.")
 app.command("gateway.cli.config:config", help="Check the configuration.")
 app.command("gateway.cli.models:models", help="List the models, or show one.")
+app.command("gateway.cli.quote:quote", help="Ask the running gateway what a request would come to.")
 
 
 def main() -> None:

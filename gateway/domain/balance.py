@@ -62,6 +62,22 @@ class Balance:
         return datetime.fromtimestamp(at, UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """One budget before and after a purchase that nobody has made."""
+
+    before: Balance
+    after: Balance
+    """The same where the purchase does not count in this budget."""
+
+    fits: bool
+    resets_at: datetime | None
+    """When it begins anew; where the purchase does not fit, when it has room for it. None: never, or nobody can say."""
+
+    is_in_force: bool = True
+    """False for a budget with dates whose holder has none that is in force: then nothing can be bought."""
+
+
 def pace_seconds(window: Window) -> int:
     """Over how long the present pace is taken: six hours where a day counts or less, else a day."""
     short = window.per is Per.DAY or (window.per is Per.ROLLING and window.rolling_seconds <= _DAY)

@@ -16,7 +16,7 @@ ENOUGH = 20
 A_FEW = 5
 """So many say what is usual; nothing is held on their word alone."""
 
-_HELD, _USUAL, _SLOW = 97, 50, 95
+_HELD, _USUAL, _MUCH = 97, 50, 95
 """Per cent of the purchases. Of 200 that leaves the six dearest out of what is held.
 
 Where one bill in a hundred is odd, say five times the usual, more than two of 200 are a third of the time: held at
@@ -63,6 +63,39 @@ class Estimate:
     """What the rule in the catalogue says, without any evidence."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lately:
+    """What purchases cost and took of late."""
+
+    cost_p50: Money
+    cost_p95: Money
+    seconds_p50: float
+    seconds_p95: float
+    purchases: int
+    since: float
+    """When the oldest of them ended, in seconds since the epoch."""
+
+    until: float
+
+
+def lately(settled: Sequence[Settled]) -> Lately | None:
+    """What is usual and what is much, of purchases in any order; None where there are too few to say."""
+    if len(settled) < A_FEW:
+        return None
+    costs = sorted((each.cost for each in settled), key=lambda cost: cost.micros)
+    seconds = sorted(each.seconds for each in settled)
+    ended = [each.ended_at for each in settled]
+    return Lately(
+        cost_p50=_nearest_rank(costs, _USUAL),
+        cost_p95=_nearest_rank(costs, _MUCH),
+        seconds_p50=_nearest_rank(seconds, _USUAL),
+        seconds_p95=_nearest_rank(seconds, _MUCH),
+        purchases=len(settled),
+        since=min(ended),
+        until=max(ended),
+    )
+
+
 def estimate(
     rule: Money, rule_seconds: float, settled: Sequence[Settled], *, enough: int = ENOUGH
 ) -> Estimate:
@@ -80,7 +113,7 @@ def estimate(
         held=held if len(costs) >= enough else max(rule, held),
         expected=_nearest_rank(costs, _USUAL) if known else rule,
         seconds_p50=_nearest_rank(seconds, _USUAL) if known else rule_seconds,
-        seconds_p95=_nearest_rank(seconds, _SLOW) if known else rule_seconds,
+        seconds_p95=_nearest_rank(seconds, _MUCH) if known else rule_seconds,
         purchases=len(settled),
         since=min(ended, default=None),
         until=max(ended, default=None),

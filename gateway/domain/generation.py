@@ -34,13 +34,16 @@ class GenerationRequest:
     parameters: Parameters
     fingerprint: Fingerprint
     price: Money
-    """What is held for it before it is sent."""
+    """What the model's rule says that it costs; of a purchase, what was held for it."""
 
     seed: int | None = None
     """The seed that will be sent; None for a model without one."""
 
     fresh: bool = False
     """Whether the caller asked for something new (`seed: -1`): the cache is not asked, only filled."""
+
+    shape: str = ""
+    """Requests of a model that have this in common are expected to cost and to take the same; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,16 +55,11 @@ def parse(body: bytes) -> Mapping[str, Json]:
 
 
 def name(caller: Caller, model: Model, given: Mapping[str, Json]) -> GenerationRequest:
-    """What `caller` asks of `model`: every parameter there, the seed that will be sent, the price that will be held.
+    """What `caller` asks of `model`: every parameter there, the seed that will be sent, the price by the model's rule.
 
     Raises ModelForbidden, InvalidParameters and PriceUnknown.
     """
-    if not caller.may_use(model.name):
-        allowed = ", ".join(sorted(caller.models or ())) or "none"
-        raise ModelForbidden(
-            f"{caller.tenant.name} may not use {model.name} with this key. Allowed models: {allowed}. Whoever runs this "
-            "gateway can add it to the `models` of the key, the tenant, or whoever is above it."
-        )
+    check_allowed(caller, model)
     parameters = model.complete(given)
     fresh = parameters.get(SEED) == ANY_SEED and not isinstance(parameters.get(SEED), bool)
     if fresh:
@@ -77,7 +72,18 @@ def name(caller: Caller, model: Model, given: Mapping[str, Json]) -> GenerationR
         price=model.price(parameters),
         seed=seed if isinstance(seed, int) else None,
         fresh=fresh,
+        shape=model.shape(parameters),
     )
+
+
+def check_allowed(caller: Caller, model: Model) -> None:
+    """Raise ModelForbidden if the model is not for this key, its tenant, or whoever is above it."""
+    if not caller.may_use(model.name):
+        allowed = ", ".join(sorted(caller.models or ())) or "none"
+        raise ModelForbidden(
+            f"{caller.tenant.name} may not use {model.name} with this key. Allowed models: {allowed}. Whoever runs this "
+            "gateway can add it to the `models` of the key, the tenant, or whoever is above it."
+        )
 
 
 def fingerprint_of_plain(scope: str | None, model: Model, body: bytes) -> Fingerprint | None:

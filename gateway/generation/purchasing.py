@@ -30,6 +30,7 @@ from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
+from gateway.generation.estimating import Estimator
 from gateway.generation.lookout import Lookout
 from gateway.generation.scheduling import FairSlots
 from gateway.generation.single_flight import Flight
@@ -135,6 +136,7 @@ class Purchasing:
         custody: Custody,
         resolution: Resolution,
         upstream: Upstream,
+        estimator: Estimator,
         slots: FairSlots,
         lookout: Lookout,
         metrics: Metrics,
@@ -162,6 +164,7 @@ class Purchasing:
         self._custody = custody
         self._resolution = resolution
         self._upstream = upstream
+        self._estimator = estimator
         self._slots = slots
         self._lookout = lookout
         self._metrics = metrics
@@ -180,11 +183,12 @@ class Purchasing:
     async def look_up(self, fingerprint: Fingerprint) -> Generation | None:
         """A hit needs both halves: the entry, and every blob that it names."""
         generation = await self._cache.get(fingerprint)
-        if generation is None or not await self._is_whole(generation):
+        if generation is None or not await self.is_whole(generation):
             return None
         return generation
 
-    async def _is_whole(self, generation: Generation) -> bool:
+    async def is_whole(self, generation: Generation) -> bool:
+        """Whether all that was made is on our own disk."""
         for blob in generation.blobs:
             if await self._blobs.locate(blob.digest) is None:
                 return False
@@ -251,6 +255,7 @@ class Purchasing:
         """Reserve and buy; if somebody was faster, in this process or another, what that one has bought."""
         if caller is None:
             raise Abandoned
+        request = replace(request, price=await self._estimator.price_to_hold(request))
         self._slots.check()
         newest_known = None if known is None else known.id
         if self._slots.take():
@@ -340,7 +345,7 @@ class Purchasing:
         generation = ended.generation
         if generation is None:
             return None
-        if await self._is_whole(generation):
+        if await self.is_whole(generation):
             found = Found.UNDER_WAY if was_awaited else Found.STORED
             return await self._landed(Landed(generation, found), flight)
         if self._clock() - generation.made_at > self._recollect_seconds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from gateway.domain.errors import Overloaded
@@ -33,6 +33,23 @@ class FairSlots:
     def waiting(self) -> int:
         """How many wait for a slot."""
         return self._waiting
+
+    def place(self, tenant: str) -> int:
+        """Which in the line whoever came now for this tenant would be; 0 where there is a slot at once.
+
+        Whoever comes later for a tenant with fewer in the line may still go first.
+        """
+        if self.are_free:
+            return 0
+        own = _still_waiting(self._queues.get(tenant, ()))
+        turns, goes_first = own + 1, 1
+        for other, queue in self._queues.items():
+            if other == tenant:
+                # Those behind it have had one turn less by the time that this one's comes.
+                goes_first = 0
+            else:
+                turns += min(_still_waiting(queue), own + goes_first)
+        return turns
 
     def check(self) -> None:
         """Raise Overloaded if whoever came now could not even wait."""
@@ -84,3 +101,7 @@ class FairSlots:
                 turn.set_result(None)
                 return
         self._busy -= 1
+
+
+def _still_waiting(queue: Iterable[asyncio.Future[None]]) -> int:
+    return sum(not turn.done() for turn in queue)

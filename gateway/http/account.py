@@ -1,4 +1,4 @@
-"""What a tenant may know of its own account: credits, usage, models."""
+"""What a tenant may know of its own account: credits and usage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from gateway.catalog.contract import Catalog, Model
 from gateway.domain.balance import Balance, remaining
 from gateway.domain.clock import Clock
-from gateway.domain.errors import PriceUnknown
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.http import members
@@ -21,10 +19,9 @@ from gateway.requests.contract import Tallies, Tally
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """GET /v1/get-user-credits, /v1/usage and /v1/models."""
+    """GET /v1/get-user-credits and /v1/usage."""
 
     front_door: FrontDoor
-    catalog: Catalog
     statements: Statements
     tallies: Tallies
     clock: Clock
@@ -72,31 +69,6 @@ class Account:
         is_its_own = holder is None or holder.tenant == tenant
         of = tenant if holder is None else holder.name
         return members.budget(balance, self.clock(), of=of, in_full=is_its_own)
-
-    async def get_models(self, request: web.Request) -> web.Response:
-        """Every model that the key may use: what it takes, and what it costs."""
-        caller = self.front_door.caller(request)
-        return json_response(
-            {"models": [_described(model) for model in self.catalog if caller.may_use(model.name)]}
-        )
-
-
-def _described(model: Model) -> dict[str, Json]:
-    return {
-        "name": model.name,
-        "title": model.title,
-        "modality": model.modality,
-        "media_type": model.media_type,
-        "schema": dict(model.schema),
-        "price_usd_of_example": _price_of_example(model),
-    }
-
-
-def _price_of_example(model: Model) -> Json:
-    try:
-        return model.price(model.complete(model.example)).usd_number
-    except PriceUnknown:
-        return None
 
 
 def _line(spent: Money, reserved: Money, tally: Tally) -> dict[str, Json]:

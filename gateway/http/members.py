@@ -21,6 +21,11 @@ def utc(moment: datetime | float | None) -> str | None:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
 
 
+def day(moment: float | None) -> str | None:
+    """The date in UTC: what is known from everybody's purchases is told no more exactly than that."""
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
+
+
 def budget(balance: Balance, now: float, *, of: str, in_full: bool) -> dict[str, Json]:
     """A budget of `of` as it stands; what is left of it alone, where not `in_full`."""
     said = balance.budget

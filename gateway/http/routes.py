@@ -13,7 +13,9 @@ from gateway.http.blobs import Blobs
 from gateway.http.front_door import FrontDoor
 from gateway.http.generations import Generations
 from gateway.http.heads import SERVER
+from gateway.http.models import Models
 from gateway.http.operations import Operations
+from gateway.http.quotes import Quotes
 
 ADMIN = "/admin/"
 """What all addresses for administrators begin with."""
@@ -23,6 +25,8 @@ def front(
     *,
     front_door: FrontDoor,
     generations: Generations,
+    quotes: Quotes,
+    models: Models,
     account: Account,
     blobs: Blobs,
     administration: Iterable[web.RouteDef] = (),
@@ -35,12 +39,14 @@ def front(
         [
             web.post("/v1/{model}", generations.post_v1),
             web.post("/v2/{model}", generations.post_v2),
+            web.post("/v1/{model}/quote", quotes.post_quote),
             web.get("/v2/requests/{request_id}/status", generations.get_status),
             web.get("/v2/requests/{request_id}", generations.get_result),
             web.get("/v1/requests/{request_id}", generations.get_result),
             web.get("/v1/get-user-credits", account.get_credits),
             web.get("/v1/usage", account.get_usage),
-            web.get("/v1/models", account.get_models),
+            web.get("/v1/models", models.get_models),
+            web.get("/v1/models/{model}", models.get_model),
             web.get("/blobs/{name}", blobs.get),
         ]
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from gateway.domain.balance import Balance, pace_seconds
+from gateway.domain.balance import Balance, Prospect, pace_seconds
 from gateway.domain.errors import BudgetExceeded
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, Holder
@@ -47,6 +47,30 @@ def refusal(
     if last.is_in_force and not last.balance.budget.is_per_request:
         last.runs_out_at = with_pace(connection, now, last.holder, last.balance).runs_out_at(now)
     return last
+
+
+def prospects(
+    connection: sqlite3.Connection, now: float, caller: Caller, model: str, price: Money
+) -> Iterator[Prospect]:
+    """Every budget above the caller that is in force, those of a single request too, or stands in the way for not being."""
+    for holder in caller.holders:
+        # What costs nothing needs no room.
+        refused = _refused(connection, now, caller, holder, model, price) if price else ()
+        obstacles = {refusal.balance.budget: refusal for refusal in refused}
+        for budget in holder.budgets:
+            obstacle = obstacles.get(budget)
+            if obstacle is not None and not obstacle.is_in_force:
+                ended = obstacle.balance
+                yield Prospect(ended, ended, fits=False, resets_at=obstacle.resets_at, is_in_force=False)
+                continue
+            balance = _balance(connection, now, holder, budget)
+            if balance is None:
+                continue
+            before = after = with_pace(connection, now, holder, balance)
+            if budget.covers(model) and not budget.is_per_request and before.recent is not None:
+                after = replace(before, reserved=before.reserved + price, recent=before.recent + price)
+            resets_at = obstacle.resets_at if obstacle else budget.per.resets_at(now)
+            yield Prospect(before, after, fits=obstacle is None, resets_at=resets_at)
 
 
 def _refused(

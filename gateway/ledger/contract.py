@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gateway.domain.balance import Balance
+from gateway.domain.balance import Balance, Prospect
+from gateway.domain.estimate import Settled
 from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
@@ -206,6 +207,12 @@ class Statements(Protocol):
         What a single request may cost is no balance, and left out.
         """
 
+    async def prospects(self, caller: Caller, model: str, price: Money) -> Sequence[Prospect]:
+        """What every budget above the caller would be after a purchase of `model` at `price`; nothing is held.
+
+        The purchase would be refused now where it does not fit into one of them. What costs nothing fits always.
+        """
+
     async def spent(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
         """Everything ever spent, by the tenant whose key it was, and model; of one tenant only, if one is named.
 
@@ -231,6 +238,16 @@ class Statements(Protocol):
 
     async def purchase(self, purchase: PurchaseId) -> Purchase | None:
         """The purchase of that name, if there is one."""
+
+
+class Evidence(Protocol):
+    """What purchases cost and took, whoever made them: from that the next is estimated."""
+
+    async def settled(self, model: str, shape: str | None, *, most: int) -> Sequence[Settled]:
+        """The newest `most` settled purchases of a model, of one shape or (None) of any.
+
+        Only those whose cost the upstream has reported, as something; and only among the model's newest few thousand.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,15 @@ from typing import Literal
 
 from gateway.database.json_text import to_text
 from gateway.database.sqlite import SqliteDatabase
-from gateway.domain.balance import Balance
+from gateway.domain.balance import Balance, Prospect
 from gateway.domain.clock import Clock
+from gateway.domain.estimate import Settled
 from gateway.domain.generation import Blob, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, Holder
 from gateway.domain.window import quarter
-from gateway.ledger import budgets, sums
+from gateway.ledger import budgets, evidence, sums
 from gateway.ledger.contract import (
     Bought,
     Claim,
@@ -48,7 +49,7 @@ _RELEASED = "state = 'released', ended_at = ?, reason = ?"
 _LOST = "state = 'lost', ended_at = ?, cost_micros = COALESCE(?, held_micros), cost_reported = ?, reason = ?"
 
 _PURCHASE = (
-    "id, tenant, path, key_id, model, fingerprint, held_micros, seed, fresh, state, reserved_at, ticket, sent_at, ended_at, "
+    "id, tenant, path, key_id, model, fingerprint, held_micros, seed, fresh, shape, state, reserved_at, ticket, sent_at, ended_at, "
     "cost_micros, generation, reason, "
     "(SELECT parameters FROM purchase_parameters AS asked WHERE asked.serial = purchases.serial)"
 )
@@ -58,7 +59,7 @@ _STATES: Mapping[type[Claim], State] = {Held: State.QUEUED, Sent: State.SENDING,
 
 
 class SqliteLedger:
-    """Keeps the contracts Ledger, Custody, Resolution, Statements and Audit.
+    """Keeps the contracts Ledger, Custody, Resolution, Statements, Evidence and Audit.
 
     `owner` names this process in the journal; `is_alive` answers whether the process behind another owner's name
     still lives, so that what the dead left is adopted at once and not when their leases run out. `in_force` answers, in
@@ -117,9 +118,9 @@ class SqliteLedger:
             raise refusal
         purchase, path = _new_id(now), caller.tenant.path
         inserted = connection.execute(
-            "INSERT INTO purchases (id, fingerprint, tenant, path, key_id, model, seed, fresh, state, held_micros, "
-            "owner, lease_until, fence, reserved_at, sent_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
+            "INSERT INTO purchases (id, fingerprint, tenant, path, key_id, model, seed, fresh, shape, state, "
+            "held_micros, owner, lease_until, fence, reserved_at, sent_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
             (
                 purchase,
                 request.fingerprint,
@@ -129,6 +130,7 @@ class SqliteLedger:
                 request.model,
                 request.seed,
                 request.fresh,
+                request.shape,
                 (State.SENDING if sending else State.QUEUED).value,
                 request.price.micros,
                 self._owner,
@@ -400,6 +402,12 @@ class SqliteLedger:
             ]
         )
 
+    async def prospects(self, caller: Caller, model: str, price: Money) -> Sequence[Prospect]:
+        now = self._clock()
+        return await self._database.read(
+            lambda connection: [*budgets.prospects(connection, now, caller, model, price)]
+        )
+
     async def spent(self, tenant: str | None = None) -> Mapping[tuple[str, str], Money]:
         return await self._by_tenant_and_model("spent_micros", tenant)
 
@@ -451,6 +459,11 @@ class SqliteLedger:
             return found[0] if found else None
 
         return await self._database.read(work)
+
+    # --- Evidence
+
+    async def settled(self, model: str, shape: str | None, *, most: int) -> Sequence[Settled]:
+        return await self._database.read(lambda connection: evidence.settled(connection, model, shape, most))
 
     # --- Audit
 
@@ -540,6 +553,7 @@ def _from_row(
     held_micros: int,
     seed: int | None,
     fresh: int,
+    shape: str,
     state: str,
     reserved_at: float,
     ticket: str | None,
@@ -562,6 +576,7 @@ def _from_row(
             price=Money(held_micros),
             seed=seed,
             fresh=bool(fresh),
+            shape=shape,
         ),
         state=State(state),
         reserved_at=reserved_at,

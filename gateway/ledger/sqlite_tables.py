@@ -162,5 +162,11 @@ SCHEMA = (
     {sums.SCHEMA}
     {sums.FROM_PURCHASES}
     """,
+    # What was asked for, as far as the price depends on it: from what requests of one shape cost, the next is estimated.
+    """
+    ALTER TABLE purchases ADD COLUMN shape TEXT NOT NULL DEFAULT '';
+    CREATE INDEX evidence ON purchases (model, serial, shape, cost_micros, bought_at, ended_at)
+        WHERE state = 'settled' AND cost_reported = 1;
+    """,
 )
 """Script n leads from version n to n + 1."""

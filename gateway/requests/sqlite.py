@@ -329,6 +329,7 @@ def _request_to_json(request: GenerationRequest) -> Json:
         "price_micros": request.price.micros,
         "seed": request.seed,
         "fresh": request.fresh,
+        "shape": request.shape,
     }
 
 
@@ -340,6 +341,7 @@ def _request_from_json(row: Mapping[str, Any]) -> GenerationRequest:
         price=Money(row["price_micros"]),
         seed=row["seed"],
         fresh=row["fresh"],
+        shape=row.get("shape", ""),  # older gateways did not write it down
     )
 
 

@@ -31,6 +31,7 @@ def test_a_plain_post_asks_and_a_plain_get_fetches() -> None:
         (b"a-model", b"a%2Dmodel"),
         (b"a-model", b""),
         (b"a-model", b"a/b"),
+        (b"a-model", b"a-model/quote"),
         (b"x-api-key", b"x-api-kez"),
         (b"application/json", b"application/json; charset=latin-1"),
         (b"Host: x", b"Host: x\r\nAccept: application/json"),
