@@ -47,6 +47,12 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _webhook_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/?#\s@]+(/[^#\s]*)?", value):
+        raise ValueError("should be an address such as https://alerts.example.com/gateway")
+    return value
+
+
 Bytes = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -233,6 +239,31 @@ class ReconcileSettings(_Section):
     """`buy_again` takes an unknown purchase for lost as soon as the same is asked for again, and pays twice."""
 
 
+class AlertSettings(_Section):
+    """What is told of budgets before they are used up."""
+
+    webhook_url: Annotated[str, AfterValidator(_webhook_url)] | None = None
+    """Where alerts are sent, signed as Standard Webhooks has it; without it they are in the log and the metrics alone."""
+
+    webhook_secret_env: str | None = "ALERTS_WEBHOOK_SECRET"  # noqa: S105 -- the name of a variable
+    """The environment variable that holds the secret that signs (`whsec_...`): it is named here, never written."""
+
+    webhook_secret_file: Path | None = None
+    """The file that holds the secret; comes before webhook_secret_env."""
+
+    thresholds: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (50, 80, 100)
+    """At which hundredths of a limit an alert is raised, for budgets without an alert_at of their own."""
+
+    projected: bool = True
+    """Whether one is raised, too, when a budget will be used up before its window ends, at the present pace."""
+
+    interval_seconds: Seconds = 5.0
+    """How often the books are looked at."""
+
+    timeout_seconds: Seconds = 15.0
+    """How long the receiver may take to answer; after that it is tried again later."""
+
+
 class ShutdownSettings(_Section):
     """What happens on SIGTERM."""
 
@@ -267,6 +298,7 @@ class Settings(_Section):
     ledger: LedgerSettings = LedgerSettings()
     prices: PriceSettings = PriceSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
+    alerts: AlertSettings = AlertSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from gateway.catalog.contract import Catalog
 from gateway.database.marks import Marks
 from gateway.database.pace import Pace
 from gateway.domain.clock import Clock
-from gateway.domain.errors import CannotStart
+from gateway.domain.errors import BudgetExceeded, CannotStart
 from gateway.generation.estimating import Estimator
 from gateway.generation.purchasing import OnUnknown, Purchasing
 from gateway.generation.quoting import Quoting
@@ -52,6 +52,7 @@ def opened_front_door(
     keys: SqliteDirectory,
     metrics: Metrics,
     clock: Clock,
+    on_refused: Callable[[BudgetExceeded], None],
 ) -> FrontDoor:
     """What every request passes through, on whichever listener it comes."""
     pace = Pace(directory / "pace")
@@ -64,6 +65,7 @@ def opened_front_door(
         clock=clock,
         max_body_bytes=settings.listen.max_body_bytes,
         body_timeout_seconds=settings.listen.body_timeout_seconds,
+        on_refused=on_refused,
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+from gateway.app.alerting import opened_alerting
 from gateway.app.errands import standing_errands
 from gateway.app.front import opened_front, opened_front_door
 from gateway.app.opening import LEDGER, SYSTEM_CLOCK, declared, prepared
@@ -31,6 +32,7 @@ from gateway.generation.scheduling import FairSlots
 from gateway.generation.service import GenerationService
 from gateway.http import routes
 from gateway.http.admin import Admin
+from gateway.http.alerts import AlertLog
 from gateway.http.listening import listening
 from gateway.http.operations import Operations
 from gateway.ledger.sqlite import SqliteLedger
@@ -153,9 +155,15 @@ async def running_gateway(
         )
         stack.push_async_callback(tallies.flush)
         stack.push_async_callback(service.drain, 0.0)
-        front_door = opened_front_door(settings, directory, stack, tenants, metrics, clock)
+        alerting = await opened_alerting(
+            settings, environment, stack, database, tenants, ledger, metrics, duty, clock
+        )
+        front_door = opened_front_door(
+            settings, directory, stack, tenants, metrics, clock, alerting.watch.note
+        )
         administration = routes.administration(
-            admin=Admin(front_door, tenants, tenants, tenants, ledger, catalog, clock)
+            admin=Admin(front_door, tenants, tenants, tenants, ledger, catalog, clock),
+            alerts=AlertLog(front_door, alerting.alerts),
         )
         served_on = settings.admin.served_on
         front, hit_path = opened_front(
@@ -192,7 +200,7 @@ async def running_gateway(
 
         async def read() -> Reading:
             count_stores()
-            return await reading(tenants, ledger, tallies, cache, blobs)
+            return await reading(tenants, ledger, tallies, cache, blobs, clock())
 
         operations = routes.operations(
             Operations(metrics=metrics, read=read, obstacle=partial(_obstacle, service, ledger)),
@@ -203,6 +211,7 @@ async def running_gateway(
             *standing_errands(
                 settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
             ),
+            *alerting.errands,
             Errand("write down uses", tenants.write_down_uses, 60.0),
         )
         housekeeping = asyncio.create_task(Housekeeping(errands).run())

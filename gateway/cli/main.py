@@ -26,6 +26,7 @@ app.command(
 app.command("gateway.cli.keys:keys", help="Make, list, rotate and revoke tenants' keys.")
 app.command("gateway.cli.purchases:purchases", help="List, show and resolve purchases.")
 app.command("gateway.cli.ledger:ledger", help="Examine the ledger, or copy it.")
+app.command("gateway.cli.alerts:alerts", help="List what was told of budgets; try whether somebody listens.")
 app.command("gateway.cli.config:config", help="Check the configuration.")
 app.command("gateway.cli.models:models", help="List the models, or show one.")
 app.command("gateway.cli.quote:quote", help="Ask the running gateway what a request would come to.")

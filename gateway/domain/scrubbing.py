@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_KEYS = re.compile(r"\b(SG_|gwk_)[0-9A-Za-z]+")
+_KEYS = re.compile(r"\b(?:(SG_|gwk_)[0-9A-Za-z]+|(whsec_)[0-9A-Za-z+/=]+)")
 
 
 def scrub(text: str) -> str:
-    """`text` with everything that looks like an upstream's or a tenant's key cut off behind its prefix."""
-    return _KEYS.sub(r"\1[redacted]", text)
+    """`text` with everything that looks like a key, or a secret that signs, cut off behind its prefix."""
+    return _KEYS.sub(r"\1\2[redacted]", text)

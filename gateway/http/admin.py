@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from gateway.catalog.contract import Catalog
 from gateway.documents.pydantic_models import parse
-from gateway.documents.spelling import nearest
 from gateway.documents.yaml_files import Document, DocumentInvalid, dotted
 from gateway.domain.balance import Balance
 from gateway.domain.clock import Clock
@@ -25,12 +24,12 @@ from gateway.generation import intake
 from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
+from gateway.http.queries import MOST_ENTRIES, number, query
 from gateway.ledger.contract import Statements
 from gateway.tenants.contract import Change, Declared, Key, Keys, Register, Tenants
 from gateway.tenants.declarations import declared_from_json, declared_to_json, terms_from_json, terms_to_json
 from gateway.tenants.yaml_files import tenants_in
 
-_MOST_ENTRIES = 1000
 _A_DAY_SECONDS = 86_400
 _LONGEST_OVERLAP_SECONDS = 366 * _A_DAY_SECONDS
 
@@ -86,14 +85,14 @@ class Admin:
     async def get_tenants(self, request: web.Request) -> web.Response:
         """Everybody, each behind its parent: what is said of them, and how their budgets stand."""
         self.front_door.admin(request)
-        _query(request)
+        query(request)
         told = sorted(self.tenants, key=lambda tenant: tenant.path.split("/"))
         return json_response({"tenants": await self._described(told)})
 
     async def get_tenant(self, request: web.Request) -> web.Response:
         """One of them."""
         self.front_door.admin(request)
-        _query(request)
+        query(request)
         (told,) = await self._described([self.tenants.find(request.match_info["name"])])
         return json_response(told)
 
@@ -118,7 +117,7 @@ class Admin:
     async def post_top_up(self, request: web.Request) -> web.Response:
         """Add to a budget once, in the window that it is in now."""
         who = _who(self.front_door.admin(request))
-        _query(request)
+        query(request)
         with _told():
             body = parse(_document(await self._body(request)), _TopUpBody, entry="member")
         tenant = request.match_info["name"]
@@ -180,7 +179,7 @@ class Admin:
     async def get_keys(self, request: web.Request) -> web.Response:
         """All keys, or those of one tenant, but never a key itself."""
         self.front_door.admin(request)
-        tenant = _query(request, "tenant").get("tenant")
+        tenant = query(request, "tenant").get("tenant")
         if tenant is not None:
             self.tenants.find(tenant)
         return json_response({"keys": [_described(key) for key in await self.keys.listed(tenant)]})
@@ -188,7 +187,7 @@ class Admin:
     async def post_key(self, request: web.Request) -> web.Response:
         """Make a key: this answer is the only time that it is seen."""
         who = _who(self.front_door.admin(request))
-        _query(request)
+        query(request)
         body = await self._body(request)
         with _told():
             said = parse(_document(_part(body, "tenant", "name")), _KeyBody, entry="member")
@@ -199,7 +198,7 @@ class Admin:
     async def patch_key(self, request: web.Request) -> web.Response:
         """Say otherwise what the body names of a key's name and terms; the rest stays as it is."""
         who = _who(self.front_door.admin(request))
-        _query(request)
+        query(request)
         body = await self._body(request)
         with _told():
             said = parse(_document(_part(body, "name")), _NameBody, entry="member")
@@ -217,13 +216,13 @@ class Admin:
     async def delete_key(self, request: web.Request) -> web.Response:
         """End a key at once and for good."""
         who = _who(self.front_door.admin(request))
-        _query(request)
+        query(request)
         return json_response(_described(await self.keys.revoke(_id(request.match_info["id"]), who=who)))
 
     async def post_rotation(self, request: web.Request) -> web.Response:
         """Make a key in place of another, which ends after the overlap: the only time that the new one is seen."""
         who = _who(self.front_door.admin(request))
-        _query(request)
+        query(request)
         with _told():
             body = parse(_document(await self._body(request)), _OverlapBody, entry="member")
         old = _id(request.match_info["id"])
@@ -235,9 +234,9 @@ class Admin:
     async def get_audit(self, request: web.Request) -> web.Response:
         """Who changed what, newest first; `next` is the `before` of the page after this one."""
         self.front_door.admin(request)
-        query = _query(request, "limit", "before")
-        limit = _number(query, "limit", 100, most=_MOST_ENTRIES)
-        before = _number(query, "before", 0) or None
+        given = query(request, "limit", "before")
+        limit = number(given, "limit", 100, most=MOST_ENTRIES)
+        before = number(given, "before", 0) or None
         found = await self.register.audit(limit=limit, before=before)
         return json_response(
             {
@@ -295,30 +294,11 @@ def _rest(body: Mapping[str, Json], *names: str) -> dict[str, Json]:
     return {name: value for name, value in body.items() if name not in names}
 
 
-def _query(request: web.Request, *known: str) -> Mapping[str, str]:
-    """The query, in which nothing else may be: what is misspelt would be left undone, or done in earnest."""
-    for name in request.query:
-        if name not in known:
-            like = nearest(name, known)
-            hint = f", did you mean {like}?" if like else f" (known: {', '.join(known) or 'none'})"
-            raise DeclarationInvalid([Problem(name[:100], f"is not a parameter of this address{hint}")])
-        if len(request.query.getall(name)) > 1:
-            raise DeclarationInvalid([Problem(name, "is given more than once")])
-    return request.query
-
-
 def _is_dry_run(request: web.Request) -> bool:
-    given = _query(request, "dry_run").get("dry_run", "false")
+    given = query(request, "dry_run").get("dry_run", "false")
     if given not in {"true", "false"}:
         raise DeclarationInvalid([Problem("dry_run", f"should be true or false, not {given[:100]}")])
     return given == "true"
-
-
-def _number(query: Mapping[str, str], name: str, default: int, *, most: int = 2**63 - 1) -> int:
-    given = query.get(name, str(default))
-    if not re.fullmatch("[0-9]{1,19}", given) or int(given) > most or (name in query and int(given) < 1):
-        raise DeclarationInvalid([Problem(name, f"should be a number from 1 to {most}, not {given[:100]}")])
-    return int(given)
 
 
 def _id(given: str) -> str:

@@ -79,7 +79,10 @@ class FrontDoor:
         clock: Clock,
         max_body_bytes: int,
         body_timeout_seconds: float,
+        on_refused: Callable[[BudgetExceeded], None] = lambda _: None,
     ) -> None:
+        """`on_refused` is told of each request for which a budget had no room."""
+        self._on_refused = on_refused
         self.request_ids = request_ids
         self._keys = keys
         self._pace = pace
@@ -109,6 +112,8 @@ class FrontDoor:
             visit.code = error.code
             if reason := _LIMITS.get(type(error)):
                 self._metrics.refusals.labels(visit.tenant, reason).inc()
+            if isinstance(error, BudgetExceeded):
+                self._on_refused(error)
             response = error_response(error, visit.request)
         except HTTPException as error:
             translated = _translated(error, request)

@@ -9,6 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.http.account import Account
 from gateway.http.admin import Admin
+from gateway.http.alerts import AlertLog
 from gateway.http.blobs import Blobs
 from gateway.http.front_door import FrontDoor
 from gateway.http.generations import Generations
@@ -54,7 +55,7 @@ def front(
     return app
 
 
-def administration(*, admin: Admin) -> Sequence[web.RouteDef]:
+def administration(*, admin: Admin, alerts: AlertLog) -> Sequence[web.RouteDef]:
     """What administrators reach, on one of the listeners."""
     return [
         web.get("/admin/tenants", admin.get_tenants),
@@ -69,6 +70,7 @@ def administration(*, admin: Admin) -> Sequence[web.RouteDef]:
         web.delete("/admin/keys/{id}", admin.delete_key),
         web.post("/admin/keys/{id}/rotate", admin.post_rotation),
         web.get("/admin/audit", admin.get_audit),
+        web.get("/admin/alerts", alerts.get_alerts),
     ]
 
 

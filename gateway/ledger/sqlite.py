@@ -42,6 +42,9 @@ _ALL = -1
 _OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
 """As the partial indexes have it: SQLite knows a condition again by its words."""
 
+_FEW_HOLDERS = 16
+"""As many as stand above one caller. For those of everybody, purchases would wait."""
+
 _KEPT_APART = frozenset(State) - {State.SETTLED, State.RELEASED}
 """The states that have an index: few purchases are in them, however many there are."""
 
@@ -394,7 +397,8 @@ class SqliteLedger:
 
     async def balances_of(self, holders: Sequence[Holder], *, with_pace: bool = False) -> Sequence[Balance]:
         now = self._clock()
-        return await self._database.read(
+        read = self._database.read if len(holders) <= _FEW_HOLDERS else self._database.survey
+        return await read(
             lambda connection: [
                 budgets.with_pace(connection, now, holder, balance) if with_pace else balance
                 for holder in holders

@@ -31,6 +31,8 @@ class BudgetReading:
     window: str
     limit: Money
     remaining: Money
+    runs_out_at: float | None = None
+    """At the present pace; None: not in sight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,18 @@ class Metrics(Collector):
             "gateway_refusals",
             "Requests for a generation that a limit refused: a budget (406), or how often a key may ask (429).",
             ("tenant", "reason"),
+            registry=self.registry,
+        )
+        self.alerts = Counter(
+            "gateway_alerts",
+            "Alerts that were raised: a budget of a tenant, or of one of its keys, has come to a threshold.",
+            ("tenant", "window", "threshold"),
+            registry=self.registry,
+        )
+        self.webhook_deliveries = Counter(
+            "gateway_webhook_deliveries",
+            "Tries to send an alert, by how they ended.",
+            ("outcome",),
             registry=self.registry,
         )
         self.request_seconds = Histogram(
@@ -221,11 +235,20 @@ class Metrics(Collector):
             "What is left of it: the limit less what is spent and held.",
             labels=("tenant", "window"),
         )
+        runs_out = GaugeMetricFamily(
+            "gateway_budget_runs_out_timestamp_seconds",
+            "When nothing is left of it, at the present pace; not there where that is not in sight.",
+            labels=("tenant", "window"),
+        )
         for budget in reading.budgets:
-            limits.add_metric((budget.tenant, budget.window), budget.limit.usd_number)
-            remaining.add_metric((budget.tenant, budget.window), budget.remaining.usd_number)
+            place = (budget.tenant, budget.window)
+            limits.add_metric(place, budget.limit.usd_number)
+            remaining.add_metric(place, budget.remaining.usd_number)
+            if budget.runs_out_at is not None:
+                runs_out.add_metric(place, budget.runs_out_at)
         yield limits
         yield remaining
+        yield runs_out
         yield GaugeMetricFamily(
             "gateway_cache_bytes", "Bytes of media in the blob store.", value=reading.blob_bytes
         )

@@ -143,6 +143,9 @@ class Keys(Protocol):
     def caller(self, key_id: str) -> Caller | None:
         """Whose key this is; None where it has ended or its tenant is gone."""
 
+    def callers(self) -> Iterator[Caller]:
+        """All whose keys are in force."""
+
     async def write_down_uses(self) -> None:
         """Write down when each key was last used: to be called every minute."""
 

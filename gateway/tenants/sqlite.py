@@ -146,6 +146,10 @@ class SqliteDirectory:
         caller = self._snapshot.by_id.get(key_id)
         return None if caller is None or _has_ended(caller, now) else caller
 
+    def callers(self) -> Iterator[Caller]:
+        now = self._look()
+        return (caller for caller in self._snapshot.by_id.values() if not _has_ended(caller, now))
+
     @property
     def revision(self) -> int:
         if self._look() >= self._next_end:

@@ -1,0 +1,188 @@
+"""Tells of budgets before they are used up: looks at the books, and raises each alert once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from gateway.alerts.contract import PROJECTED, Alert, Alerts
+from gateway.domain.balance import Balance
+from gateway.domain.clock import Clock
+from gateway.domain.errors import BudgetExceeded
+from gateway.domain.generation import Json
+from gateway.domain.money import Money
+from gateway.domain.tenant import Holder
+from gateway.domain.window import Per, quarter
+from gateway.ledger.contract import Statements
+from gateway.telemetry.logs import log_for
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.contract import Keys, Tenants
+
+_USED_UP = 100
+_LEAST_USED = 10
+"""Hundredths of a limit below which nothing is projected: what the first purchases of a window cost tells little."""
+
+_ID_LETTERS = string.ascii_letters + string.digits
+_ID_LENGTH = 24
+
+
+class BudgetWatch:
+    """Compares every budget with its thresholds.
+
+    What is used is what is spent and what is held. A threshold is reached at `used >= threshold x limit`, to the
+    micro-dollar; all of it (100) also by the first request that is refused for want of room, since a limit is seldom
+    met exactly. A budget is projected to be passed when it runs out before its window ends at the pace of late, and a
+    tenth of it is used.
+    """
+
+    def __init__(
+        self,
+        *,
+        tenants: Tenants,
+        keys: Keys,
+        statements: Statements,
+        alerts: Alerts,
+        metrics: Metrics,
+        clock: Clock,
+        thresholds: Sequence[int],
+        projected: bool,
+        to_be_sent: bool,
+    ) -> None:
+        """`thresholds` (hundredths) are for budgets that name none; `to_be_sent`: there is somewhere to send alerts to."""
+        self._tenants = tenants
+        self._keys = keys
+        self._statements = statements
+        self._alerts = alerts
+        self._metrics = metrics
+        self._clock = clock
+        self._thresholds = tuple(thresholds)
+        self._projected = projected
+        self._to_be_sent = to_be_sent
+        self._refused: dict[tuple[str, str, int], Balance] = {}
+        self._log = log_for("accounting")
+
+    async def look(self) -> None:
+        """Look at every budget of every tenant and key: for one process of all. Raises StorageUnavailable."""
+        now = self._clock()
+        keys = [
+            Holder(caller.tenant.name, caller.key_id, caller.terms.budgets)
+            for caller in self._keys.callers()
+            if caller.terms.budgets
+        ]
+        tenants = [*self._tenants]
+        holders = [*(Holder(tenant.name, "", tenant.budgets) for tenant in tenants), *keys]
+        balances = await self._statements.balances_of(holders, with_pace=True)
+        # Beside the loop: there may be thousands.
+        reached = await asyncio.to_thread(lambda: [*self._reached(balances, now)])
+        await self._raise(reached, now)
+
+    def note(self, refusal: BudgetExceeded) -> None:
+        """A request was refused: remembered until `tell_refused`, in whichever process it was."""
+        balance, price = refusal.balance, refusal.price
+        # What would not fit into all of it says nothing of what is left of it.
+        could_fit = price <= balance.limit or not balance.limit
+        if refusal.is_in_force and could_fit and not balance.budget.is_per_request:
+            place = (refusal.holder.name, balance.budget.label, balance.span.start)
+            self._refused.setdefault(place, balance)
+
+    async def tell_refused(self) -> None:
+        """Raise what was noted in this process. Raises StorageUnavailable, and has then forgotten nothing."""
+        refused = list(self._refused.items())
+        used_up = [balance for _, balance in refused if _USED_UP in self._thresholds_of(balance)]
+        await self._raise([(balance, str(_USED_UP)) for balance in used_up], self._clock())
+        for place, _ in refused:
+            del self._refused[place]
+
+    def _reached(self, balances: Sequence[Balance], now: float) -> Iterator[tuple[Balance, str]]:
+        for balance in balances:
+            used, limit = balance.spent + balance.reserved, balance.limit
+            if not limit:
+                # Nothing may be spent: what there is to tell is the first request that would.
+                continue
+            for threshold in self._thresholds_of(balance):
+                if used * 100 >= limit * threshold:
+                    yield balance, str(threshold)
+            is_silent = balance.budget.alert_at == ()
+            if self._projected and not is_silent and _will_be_passed(balance, used, now):
+                yield balance, PROJECTED
+
+    def _thresholds_of(self, balance: Balance) -> Sequence[int]:
+        own = balance.budget.alert_at
+        return self._thresholds if own is None else own
+
+    async def _raise(self, reached: Sequence[tuple[Balance, str]], now: float) -> None:
+        if not reached:
+            return
+        paths = {tenant.name: tenant.path for tenant in self._tenants}
+        alerts = {}
+        for balance, threshold in reached:
+            alert = _alert(balance, threshold, now, paths)
+            alerts[alert.id] = alert, balance
+        for new in await self._alerts.raise_once(
+            [alert for alert, _ in alerts.values()], to_be_sent=self._to_be_sent
+        ):
+            _, balance = alerts[new.id]
+            self._metrics.alerts.labels(new.tenant, new.budget, new.threshold).inc()
+            self._log.warning(
+                "budget threshold reached",
+                alert=new.id,
+                tenant=new.tenant,
+                key_id=new.key_id,
+                budget=new.budget,
+                threshold=new.threshold,
+                limit_usd=str(balance.limit.usd),
+                spent_usd=str(balance.spent.usd),
+                reserved_usd=str(balance.reserved.usd),
+                runs_out_at=_utc(balance.runs_out_at(now)),
+            )
+
+
+def _will_be_passed(balance: Balance, used: Money, now: float) -> bool:
+    # Of a window without an end nothing comes "before it ends"; what is used up is no projection.
+    if balance.span.end is None or balance.remaining <= Money.ZERO:
+        return False
+    return used * 100 >= balance.limit * _LEAST_USED and balance.runs_out_at(now) is not None
+
+
+def _alert(balance: Balance, threshold: str, now: float, paths: Mapping[str, str]) -> Alert:
+    holder, budget = balance.holder, balance.budget
+    assert holder is not None  # noqa: S101 -- balances of holders, and those of refusals, have one
+    is_rolling = budget.per.per is Per.ROLLING
+    data: dict[str, Json] = {
+        "tenant": holder.tenant,
+        "path": paths.get(holder.tenant, holder.tenant),
+        "key_id": holder.key_id or None,
+        "budget": budget.label,
+        "window": budget.per.label,
+        "threshold_percent": None if threshold == PROJECTED else int(threshold),
+        **_money("limit", balance.limit),
+        **_money("spent", balance.spent),
+        **_money("reserved", balance.reserved),
+        **_money("remaining", balance.remaining),
+        "resets_at": _utc(budget.per.resets_at(now)),
+        "runs_out_at": _utc(balance.runs_out_at(now)),
+    }
+    kind = "budget.projected_to_run_out" if threshold == PROJECTED else "budget.threshold_reached"
+    return Alert(
+        id="msg_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH)),
+        raised_at=now,
+        tenant=holder.tenant,
+        key_id=holder.key_id,
+        budget=budget.label,
+        threshold=threshold,
+        window_start=quarter(now) if is_rolling else balance.span.start,
+        same_since=balance.span.start,
+        message=json.dumps({"type": kind, "timestamp": _utc(datetime.fromtimestamp(now, UTC)), "data": data}),
+    )
+
+
+def _money(name: str, amount: Money) -> dict[str, Json]:
+    return {f"{name}_usd": amount.usd_number, f"{name}_micros": amount.micros}
+
+
+def _utc(moment: datetime | None) -> str | None:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None

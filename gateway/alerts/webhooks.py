@@ -1,0 +1,78 @@
+"""Messages by HTTP POST, signed as Standard Webhooks has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from gateway.alerts.contract import Delivery
+from gateway.alerts.signing import SigningSecret
+from gateway.domain.clock import Clock
+
+
+class WebhookMessenger:
+    """Keeps the contract Messenger: sends to one address, which never appears in what it says."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        url: str,
+        secret: SigningSecret,
+        clock: Clock,
+        timeout_seconds: float,
+    ) -> None:
+        self._session = session
+        self._url = url
+        self._secret = secret
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, *, url: str, secret: SigningSecret, clock: Clock, timeout_seconds: float
+    ) -> AsyncIterator[WebhookMessenger]:
+        """A messenger with connections of its own, for as long as the block runs."""
+        async with aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)
+        ) as session:
+            yield cls(session, url=url, secret=secret, clock=clock, timeout_seconds=timeout_seconds)
+
+    async def send(self, message_id: str, message: str) -> Delivery:
+        loop = asyncio.get_running_loop()
+        at, began_at = self._clock(), loop.time()
+        status, error = await self._post(message_id, int(at), message.encode())
+        return Delivery(at, loop.time() - began_at, status, error)
+
+    async def _post(self, message_id: str, timestamp: int, body: bytes) -> tuple[int | None, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "generation-gateway",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": self._secret.signature(message_id, timestamp, body),
+        }
+        try:
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                # Where a receiver has moved to is for whoever runs it to say, not for whoever answers there.
+                self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as answer,
+            ):
+                return answer.status, _refusal(answer.status)
+        except TimeoutError:
+            return None, f"no answer within {self._timeout_seconds:g} seconds"
+        except aiohttp.ClientConnectorError:
+            return None, "no connection"
+        except (aiohttp.ClientError, OSError) as error:
+            # By its kind alone: what it says may hold the address, and an address may hold a secret.
+            return None, f"no answer ({type(error).__name__})"
+
+
+def _refusal(status: int) -> str:
+    if 200 <= status < 300:
+        return ""
+    return "a redirect, which is not followed" if 300 <= status < 400 else f"answered {status}"

@@ -1,0 +1,87 @@
+"""`gateway alerts`"""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from gateway.alerts.contract import Delivery, Progress
+from gateway.app.alerting import opened_alerts, opened_messenger
+from gateway.app.opening import SYSTEM_CLOCK
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.http.alerts import progress_to_json
+
+alerts = App(name="alerts", help="List what was told of budgets, or try whether somebody listens.")
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+_ROW = "{:<18}{:<20}{:<18}{:<11}{:<11}{:<6}{}"
+
+
+@alerts.command(name="list")
+def list_(
+    *,
+    tenant: str | None = None,
+    limit: int = 50,
+    json: Flag = False,
+    options: Options = FILE_AND_ENVIRONMENT,
+) -> None:
+    """List the alerts that were raised, newest first, and how their sending goes.
+
+    Parameters
+    ----------
+    tenant
+        Only those of this tenant and its keys.
+    limit
+        At most so many.
+    json
+        Print them as JSON, as GET /admin/alerts has them: with what is sent, and every try.
+    """
+
+    async def look() -> Sequence[Progress]:
+        async with opened_alerts(options.settings()) as found:
+            return await found.listed(tenant=tenant, limit=max(0, limit))
+
+    listed = asyncio.run(look())
+    if json:
+        print(json_.dumps([progress_to_json(each) for each in listed], indent=2, ensure_ascii=False))
+        return
+    print(_ROW.format("RAISED", "OF", "BUDGET", "THRESHOLD", "STATE", "TRIES", "LAST ERROR"))
+    for each in listed:
+        alert = each.alert
+        print(
+            _ROW.format(
+                datetime.fromtimestamp(alert.raised_at, UTC).strftime("%Y-%m-%d %H:%M"),
+                f"{alert.tenant}#{alert.key_id}" if alert.key_id else alert.tenant,
+                alert.budget,
+                f"{alert.threshold} %" if alert.threshold.isdecimal() else alert.threshold,
+                each.state.value,
+                len(each.deliveries),
+                each.deliveries[-1].error if each.deliveries else "",
+            ).rstrip()
+        )
+
+
+@alerts.command
+def test(*, options: Options = FILE_AND_ENVIRONMENT) -> None:  # noqa: PT028 -- a command, and no test
+    """Send a message of the type `test` to alerts.webhook_url, once. Ends with 1 if it is not taken."""
+    message_id = f"msg_test{secrets.token_hex(10)}"
+    at = datetime.fromtimestamp(SYSTEM_CLOCK(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    message = json_.dumps({"type": "test", "timestamp": at, "data": {}})
+
+    async def send() -> Delivery:
+        async with opened_messenger(options.settings().alerts, os.environ) as messenger:
+            return await messenger.send(message_id, message)
+
+    delivery = asyncio.run(send())
+    if delivery.error:
+        sys.exit(f"gateway: {message_id} was not taken: {delivery.error}.")
+    print(f"{message_id} was taken: {delivery.status} after {delivery.seconds:.3f} s.")
