@@ -102,7 +102,7 @@ def opened_front(
     stack.callback(memory.close)
     hit_path: HitPath | None = None
     if settings.listen.hit_path:
-        served = Served(metrics, tallies, clock)
+        served = Served(metrics, tallies, clock, keys.note_use)
         tallies.feed_from(served.hand_over)
         repeats = Repeats(settings.listen.hit_path_max_bytes)
         hit_path = HitPath(

@@ -153,6 +153,7 @@ async def running_gateway(
             identify=lambda _tenant, key: tenants.caller(key),
             at_step=at_step,
         )
+        stack.push_async_callback(tenants.write_down_uses)
         stack.push_async_callback(tallies.flush)
         stack.push_async_callback(service.drain, 0.0)
         alerting = await opened_alerting(

@@ -19,7 +19,6 @@ from gateway.domain.errors import (
     ShuttingDown,
     StillRunning,
     StorageUnavailable,
-    Unavailable,
 )
 from gateway.domain.generation import CacheStatus, Generation, GenerationRequest
 from gateway.domain.identity import Fingerprint, PurchaseId, RequestId
@@ -354,7 +353,10 @@ class GenerationService:
                     raise
             caller = self._identify(record.tenant, record.key_id)
             if caller is None:
-                raise Unavailable("Nobody is left to pay for this request; nothing was bought.")
+                raise KeyEnded(
+                    "This API key was revoked, ran out, or lost its tenant before anything was bought for it.",
+                    key_id=record.key_id,
+                )
             boarded = await self._board(caller, record.request)
 
 

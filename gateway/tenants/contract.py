@@ -146,6 +146,9 @@ class Keys(Protocol):
     def callers(self) -> Iterator[Caller]:
         """All whose keys are in force."""
 
+    def note_use(self, key_id: str) -> None:
+        """Remember that a key was used just now: for whoever does not ask who it is each time."""
+
     async def write_down_uses(self) -> None:
         """Write down when each key was last used: to be called every minute."""
 

@@ -315,6 +315,9 @@ class SqliteDirectory:
     async def find_key(self, key: str) -> Key:
         return await self._database.read(lambda connection: key_in_force(connection, key))
 
+    def note_use(self, key_id: str) -> None:
+        self._uses[key_id] = self._clock()
+
     async def write_down_uses(self) -> None:
         uses, self._uses = self._uses, {}
         if not uses:

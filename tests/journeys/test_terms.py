@@ -91,3 +91,38 @@ async def test_what_an_organisation_keeps_private_its_teams_share_and_nobody_els
     assert [answer.cache for answer in shared] == ["hit"] * 3
     assert stranger.cache.startswith("fwd=miss")
     assert len((await house.bill()).jobs) == 2
+
+
+async def test_when_a_key_was_last_used_is_known_however_it_was_answered(open_house: OpenHouse) -> None:
+    house = await open_house(tenants=ORGANISATION)
+
+    async def used_at() -> float:
+        keys = house.gateway.keys
+        # What the hit path has served is handed over when somebody looks at the figures.
+        await house.metrics()
+        await keys.write_down_uses()
+        found = {key.id: key.last_used_at for key in await keys.listed("demo")}
+        return found[identity] or 0.0
+
+    identity = (await house.gateway.keys.find_key(house.key)).id
+    assert await used_at() == 0
+    before = house.clock()
+    assert (await house.make()).status == 200
+    assert before <= await used_at() <= house.clock()
+
+    for seconds in range(10, 60, 10):
+        house.clock.ahead_seconds = seconds
+        before = house.clock()
+        # Asked again until the hit path has answered: it knows the caller, and asks nobody.
+        assert (await house.make()).cache == "hit"
+        assert before <= await used_at() <= house.clock()
+
+
+async def test_a_use_right_before_a_stop_is_written_down(open_house: OpenHouse) -> None:
+    house = await open_house(tenants=ORGANISATION)
+    assert (await house.make()).status == 200
+
+    await house.restart()
+
+    (key,) = await house.gateway.keys.listed("demo")
+    assert key.last_used_at is not None

@@ -345,6 +345,32 @@ async def test_where_the_operator_wants_it_an_unknown_purchase_is_given_up_when_
     assert metrics.value("gateway_paid_and_lost_usd_total") == 0.004
 
 
+async def test_whose_key_ends_while_it_waits_for_what_was_not_bought_is_told_that_and_nothing_is_bought(
+    house: House,
+) -> None:
+    await house.restart(reconcile__wait_seconds=0.05, reconcile__history_lag_seconds=60)
+    await house.faults({"submit_dropped": {"count": 1}, "history_lag": {"seconds": 1e9}})
+    assert (await house.make()).status == 504
+    await house.restart(reconcile__wait_seconds=20)
+    keys = [await house.new_key("demo") for _ in range(2)]
+    waiting = [asyncio.create_task(house.make(key=key)) for key in keys]
+    submitted = await house.submit(key=keys[1])
+    await house.until_pending(4)
+    for key in keys:
+        await house.gateway.keys.revoke(key)
+
+    await house.faults({"history_lag": {}})
+    house.clock.ahead_seconds += 61
+
+    for answer in await asyncio.gather(*waiting):
+        assert "Retry-After" not in answer.headers
+        answer.refused(401, "key_ended")
+    polled = await house.get(submitted.json["status_url"])
+    assert (polled.status, polled.json["code"]) == (422, "key_ended")
+    assert len((await house.bill()).jobs) == 1
+    assert (await house.usage())["spent_micros"] == (await house.usage())["reserved_micros"] == 0
+
+
 async def test_who_waited_for_what_was_not_bought_and_then_buys_it_is_told_what_it_cost(house: House) -> None:
     await house.restart(reconcile__wait_seconds=0.05, reconcile__history_lag_seconds=60)
     await house.faults({"submit_dropped": {"count": 1}, "history_lag": {"seconds": 1e9}})

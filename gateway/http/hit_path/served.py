@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -47,10 +48,14 @@ class Counted:
 class Served:
     """Counts answers at the cost of a few additions each."""
 
-    def __init__(self, metrics: Metrics, tallies: Tallies, clock: Clock) -> None:
+    def __init__(
+        self, metrics: Metrics, tallies: Tallies, clock: Clock, on_use: Callable[[str], None]
+    ) -> None:
+        """`on_use` is told the id of each key with which there were hits, when they are handed over."""
         self._metrics = metrics
         self._tallies = tallies
         self._clock = clock
+        self._on_use = on_use
         self._hits: dict[tuple[str, str, str], Counted] = {}
         self._fetched = self._fetched_bytes = 0
         self._log = log_for("http")
@@ -74,6 +79,7 @@ class Served:
         for (path, key_id, model), counted in self._hits.items():
             if not counted.count:
                 continue
+            self._on_use(key_id)
             hits = counted.taken()
             saved, party = Money(hits.saved_micros), Party(path, key_id)
             self._tallies.add(party, model, Tally(hits=hits.count, saved_by_hits=saved), at=now)
