@@ -61,7 +61,7 @@ class Scaled:
 
     @property
     def words(self) -> str:
-        at = ", ".join(f"{name} {value}" for name, value in self.at.items())
+        at = ", ".join(f"{name} {value:.15g}" for name, value in self.at.items())
         least = f", at least ${self.minimum_usd}" if self.minimum_usd else ""
         return f"${self.usd} at {at}, and in proportion to their product elsewhere{least}"
 

@@ -94,12 +94,16 @@ class FairSlots:
         """Somebody else may have the slot now."""
         while self._queues:
             tenant, queue = self._queues.popitem(last=False)
+            # Whoever has gone meanwhile takes no turn from others of its tenant.
+            while queue and queue[0].done():
+                queue.popleft()
+            if not queue:
+                continue
             turn = queue.popleft()
             if queue:
                 self._queues[tenant] = queue  # To the back of the line of tenants.
-            if not turn.done():
-                turn.set_result(None)
-                return
+            turn.set_result(None)
+            return
         self._busy -= 1
 
 

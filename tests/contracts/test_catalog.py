@@ -123,6 +123,56 @@ def test_a_model_says_how_long_it_is_expected_to_take(catalog: Catalog) -> None:
     assert model.expected_seconds(model.complete({"prompt": "a"})) == 7.5
 
 
+def test_what_has_the_same_shape_has_the_same_price_and_takes_the_same_time(tmp_path: Path) -> None:
+    scaled = FIXED.replace(
+        "{kind: fixed, usd: 0.0000001", "{kind: scaled, usd: 0.1, at: {width: 8, strength: 0.5}"
+    )
+    (tmp_path / "scaled.yaml").write_text(
+        scaled.replace("minimum: 0,", "minimum: 0.1,").replace("60\n", "600\n")
+    )
+    model = load_catalog(tmp_path).find("scaled")
+
+    def shape(**given: Json) -> str:
+        return model.shape(model.complete({"prompt": "a", **given}))
+
+    assert (
+        shape(strength=1.0, width=64.0)
+        == shape(width=64, strength=1, prompt="b")
+        == '{"strength":1,"width":64}'
+    )
+    assert shape() == '{"strength":0.5,"width":64}'
+    assert shape(width=65) != shape()
+
+
+def test_where_the_price_is_the_same_for_all_there_is_one_shape(catalog: Catalog) -> None:
+    for name in ("lighthouse", "lighthouse-2"):
+        model = catalog.find(name)
+        assert model.shape(model.complete({"prompt": "a", "width": 9})) == "{}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("{kind: fixed, usd: 0.25, source: inferred}", "$0.25"),
+        ("{kind: ceiling, usd: 0.175, source: inferred}", "at most $0.175"),
+        (
+            "{kind: scaled, usd: 0.4, at: {width: 64}, minimum_usd: 0.004, source: inferred}",
+            "$0.4 at width 64, and in proportion to their product elsewhere, at least $0.004",
+        ),
+        (
+            "{kind: table, by: [style], usd: {oil: 0.05, ink: 0.1}, times: [width], source: inferred}",
+            "by style: oil $0.05, ink $0.1; times width",
+        ),
+        ("{kind: unknown, because: it varies}", "nobody can say: it varies"),
+    ],
+)
+def test_a_price_rule_can_be_told_in_words(tmp_path: Path, rule: str, words: str) -> None:
+    text = FIXED.replace("{kind: fixed, usd: 0.0000001, source: inferred}", rule)
+    (tmp_path / "m.yaml").write_text(text.replace("enum: [oil, ink]", "enum: [oil, ink], default: ink"))
+
+    assert load_catalog(tmp_path).find("m").price_in_words == words
+
+
 def test_a_model_says_what_is_promised_of_the_result(catalog: Catalog) -> None:
     model = catalog.find("lighthouse")
 

@@ -91,6 +91,9 @@ async def _look_at_the_books(ledger: SqliteLedger) -> None:
     assert await ledger.purchase(found.id) == await ledger.newest(found.request.fingerprint)
     await ledger.known_tickets([Ticket("T1"), Ticket("T2")])
     await ledger.balances_of(BUYER.holders, with_pace=True)
+    await ledger.prospects(BUYER, found.request.model, Money(1))
+    for shape in (None, "{}"):
+        await ledger.settled(found.request.model, shape, most=200)
     for tenant in (None, "acme"):
         await ledger.spent(tenant)
         await ledger.reserved(tenant)

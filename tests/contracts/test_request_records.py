@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,23 @@ async def test_a_record_is_found_as_it_was_opened(records: SqliteRequestRecords)
     await records.open(record())
 
     assert await records.find(RequestId("r1"), "acme") == record()
+
+
+async def test_a_record_knows_its_shape_again_and_one_that_an_older_gateway_wrote_has_none(
+    records: SqliteRequestRecords, tmp_path: Path
+) -> None:
+    for name in ("new", "old"):
+        await records.open(replace(record(name), request=replace(request(name), shape='{"width":64}')))
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as books, books:
+        books.execute(
+            "UPDATE requested SET request = json_remove(request, '$.shape') "
+            "WHERE serial = (SELECT serial FROM requests WHERE id = 'old')"
+        )
+
+    new, old = [await records.find(RequestId(name), "acme") for name in ("new", "old")]
+    assert new is not None
+    assert old is not None
+    assert (new.request.shape, old.request.shape) == ('{"width":64}', "")
 
 
 async def test_a_record_is_found_by_its_own_tenant_only(records: SqliteRequestRecords) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.estimate import A_FEW, ENOUGH, Settled, estimate
+from gateway.domain.estimate import A_FEW, ENOUGH, Settled, estimate, lately
 from gateway.domain.money import Money
 
 RULE = Money.exactly("0.4")
@@ -87,6 +87,15 @@ def test_the_order_of_the_evidence_is_nothing(costs: list[int], chance: random.R
     chance.shuffle(evidence)
 
     assert estimate(RULE, RULE_SECONDS, evidence) == told
+
+
+def test_what_it_cost_lately_is_told_from_five_on() -> None:
+    assert lately(_settled(*[1] * 4)) is None
+    told = lately(_settled(*range(1000, 1100)))
+    assert told is not None
+    assert (told.cost_p50, told.cost_p95) == (Money(1049), Money(1094))
+    assert (told.seconds_p50, told.seconds_p95) == (1.049, 1.094)
+    assert (told.purchases, told.since, told.until) == (100, 1_000_000.0, 1_000_099.0)
 
 
 @dataclass

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.domain.errors import Overloaded
 from gateway.generation.scheduling import FairSlots
@@ -139,3 +141,69 @@ async def test_without_a_limit_a_slot_is_always_free() -> None:
 
     assert all(slots.take() for _ in range(100))
     assert slots.are_free
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["come", "leave", "turn"])), max_size=30),
+    st.sampled_from("abcd"),
+)
+async def test_the_place_that_is_told_is_the_place_that_is_had_if_nobody_else_comes(
+    before: list[tuple[str, str]], tenant: str
+) -> None:
+    slots = FairSlots(slots=1, most_waiting=100)
+    turns: list[asyncio.Task[None]] = []
+    had: list[asyncio.Task[None]] = []
+
+    async def wait(of: str) -> None:
+        async with slots.slot(of):
+            had.append(next(each for each in turns if each is asyncio.current_task()))
+            await asyncio.Event().wait()
+
+    async def settle() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def come(of: str) -> asyncio.Task[None]:
+        turns.append(asyncio.create_task(wait(of)))
+        return turns[-1]
+
+    assert slots.place(tenant) == 0
+    come("a")
+    await settle()
+    for of, what in before:
+        if what == "come":
+            come(of)
+        elif what == "turn":
+            had[-1].cancel()
+        elif waiting := [each for each in turns if each not in had and not each.done()]:
+            waiting[len(of) % len(waiting)].cancel()
+        await settle()
+        if slots.are_free:
+            come("a")
+            await settle()
+
+    place, so_far = slots.place(tenant), len(had)
+    ours = come(tenant)
+    await settle()
+    while ours not in had:
+        had[-1].cancel()
+        await settle()
+
+    assert len(had) - so_far == place
+    for each in turns:
+        each.cancel()
+    await asyncio.gather(*turns, return_exceptions=True)
+
+
+async def test_whoever_has_gone_and_is_still_in_the_line_is_not_waited_for() -> None:
+    slots = FairSlots(slots=1, most_waiting=100)
+    assert slots.take()
+    leaver = asyncio.create_task(Workshop(slots).work("a"))
+    await asyncio.sleep(0)
+    assert slots.place("b") == 2
+
+    leaver.cancel()
+    await asyncio.wait([leaver])
+
+    assert slots.place("a") == slots.place("b") == 1
