@@ -84,7 +84,8 @@ def _request() -> GenerationRequest:
         "fps": 24,
         "seed": 42,
     }
-    return GenerationRequest("model-0", parameters, Fingerprint(name), Money(416_000), seed=42)
+    shape = '{"height":704,"num_frames":121,"width":1280}'
+    return GenerationRequest("model-0", parameters, Fingerprint(name), Money(416_000), seed=42, shape=shape)
 
 
 # ---- a million purchases
