@@ -200,7 +200,7 @@ async def _buy(ledger: SqliteLedger, request: GenerationRequest, latencies: _Lat
     assert isinstance(sent, Sent)  # noqa: S101 -- nobody has asked for it before
     bought = await ledger.record_ticket(sent, Ticket(uuid.uuid4().hex))
     began = time.perf_counter()
-    generation = await ledger.settle(bought, cost=None, blobs=[_BLOB], seed=None, seconds=102.69)
+    generation = await ledger.settle(bought, cost=request.price, blobs=[_BLOB], seed=None, seconds=102.69)
     latencies.settle.append(time.perf_counter() - began)
     return generation
 

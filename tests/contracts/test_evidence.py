@@ -118,6 +118,37 @@ async def test_only_the_newest_count_and_a_rare_shape_is_looked_for_among_the_ne
     assert await books.costs(None, most=2) == [99, 7]
 
 
+async def test_a_shape_that_was_not_among_the_newest_five_thousand_of_its_model_is_not_known(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    with closing(SqliteDatabase(path)) as database:
+        ledger = SqliteLedger(
+            database, clock=MovableClock(), owner="one", is_alive=lambda _: True, lease_seconds=15.0
+        )
+        with closing(sqlite3.connect(path)) as books, books:
+            # Of another model there are as many between each two.
+            for start, stop, shape in ((1, 2, LARGE), (3, 4, LARGE), (5, 10_004, SMALL)):
+                books.execute(
+                    "WITH RECURSIVE numbers (number) AS (SELECT :start UNION ALL SELECT number + 1 FROM numbers "
+                    "WHERE number < :stop) "
+                    "INSERT INTO purchases (serial, id, fingerprint, tenant, key_id, model, fresh, state, held_micros, owner, "
+                    "lease_until, fence, ticket, reserved_at, bought_at, ended_at, cost_micros, cost_reported, generation, shape) "
+                    "SELECT number, number, number, 'acme', 'k', IIF(number % 2, :model, 'another'), 0, 'settled', 5, 'one', "
+                    "0, 1, 'T' || number, 0, 0, 9, number, 1, '{}', :shape FROM numbers",
+                    {"start": start, "stop": stop, "model": MODEL, "shape": shape},
+                )
+
+        # There are two more of the model than are looked at.
+        for gone, known in ((6, []), (7, [3]), (9, [3, 1])):
+            with closing(sqlite3.connect(path)) as books, books:
+                books.execute("DELETE FROM purchases WHERE serial = ?", (gone,))
+            found = await ledger.settled(MODEL, LARGE, most=200)
+            assert [each.cost.micros for each in found] == known
+        newest = await ledger.settled(MODEL, SMALL, most=3)
+        assert [each.cost.micros for each in newest] == [10_003, 10_001, 9_999]
+
+
 async def test_what_was_found_to_have_been_bought_counts_from_when_that_was_known(books: Books) -> None:
     sent = await books.ledger.reserve(
         caller(), replace(request("x"), shape=SMALL), newest_known=None, sending=True
