@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -48,8 +49,16 @@ def _url(value: str) -> str:
 
 
 def _webhook_url(value: str) -> str:
+    # What is said of it does not repeat it: an address may hold a secret.
+    wrong = ValueError("should be an address such as https://alerts.example.com/gateway")
     if not re.fullmatch(r"https?://[^/?#\s@]+(/[^#\s]*)?", value):
-        raise ValueError("should be an address such as https://alerts.example.com/gateway")
+        raise wrong
+    try:
+        has_host = bool(urlsplit(value).hostname) and urlsplit(value).port != 0
+    except ValueError:
+        has_host = False
+    if not has_host:
+        raise wrong
     return value
 
 

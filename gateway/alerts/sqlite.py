@@ -52,13 +52,6 @@ class SqliteAlerts:
         self._database = database
 
     async def raise_once(self, alerts: Sequence[Alert], *, to_be_sent: bool) -> Sequence[Alert]:
-        def unknown(connection: sqlite3.Connection) -> Sequence[Alert]:
-            query = f"SELECT NOT {_IS_THERE}"
-            return [alert for alert in alerts if connection.execute(query, _identity(alert)).fetchone()[0]]
-
-        # Nearly always there is nothing new, and then nothing is written.
-        if not alerts or not await self._database.read(unknown):
-            return ()
         state = State.PENDING if to_be_sent else State.UNSENT
 
         def work(connection: sqlite3.Connection) -> Sequence[Alert]:
@@ -67,7 +60,8 @@ class SqliteAlerts:
         return await self._database.write(work)
 
     async def due(self, now: float, *, limit: int) -> Sequence[Progress]:
-        return await self._select("state = 'pending' AND due_at <= ? ORDER BY due_at LIMIT ?", now, limit)
+        query = "state = 'pending' AND due_at <= ? ORDER BY due_at LIMIT ?"
+        return await self._database.read(lambda connection: _select(connection, query, now, limit))
 
     async def write_down(self, alert: str, delivery: Delivery, *, again_at: float | None) -> State:
         ended = State.GIVEN_UP if delivery.error else State.DELIVERED
@@ -87,22 +81,10 @@ class SqliteAlerts:
         return state
 
     async def listed(self, *, tenant: str | None = None, limit: int = 100) -> Sequence[Progress]:
-        return await self._select(
-            "? IS NULL OR tenant = ? ORDER BY serial DESC LIMIT ?", tenant, tenant, limit
+        query = "? IS NULL OR tenant = ? ORDER BY serial DESC LIMIT ?"
+        return await self._database.survey(
+            lambda connection: _select(connection, query, tenant, tenant, limit)
         )
-
-    async def _select(self, condition: str, *values: object) -> Sequence[Progress]:
-        query = f"SELECT {_ALERT}, state, due_at FROM alerts WHERE {condition}"
-        return await self._database.read(
-            lambda connection: [
-                _progress(connection, Alert(*alert), State(state), due_at)
-                for *alert, state, due_at in connection.execute(query, values).fetchall()
-            ]
-        )
-
-
-def _identity(alert: Alert) -> Sequence[object]:
-    return alert.tenant, alert.key_id, alert.budget, alert.threshold, alert.same_since
 
 
 def _insert(connection: sqlite3.Connection, alert: Alert, state: State) -> bool:
@@ -121,10 +103,18 @@ def _insert(connection: sqlite3.Connection, alert: Alert, state: State) -> bool:
             alert.message,
             state.value,
             alert.raised_at,
-            *_identity(alert),
+            *(alert.tenant, alert.key_id, alert.budget, alert.threshold, alert.same_since),
         ),
     )
     return inserted.rowcount == 1
+
+
+def _select(connection: sqlite3.Connection, condition: str, *values: object) -> Sequence[Progress]:
+    query = f"SELECT {_ALERT}, state, due_at FROM alerts WHERE {condition}"
+    return [
+        _progress(connection, Alert(*alert), State(state), due_at)
+        for *alert, state, due_at in connection.execute(query, values).fetchall()
+    ]
 
 
 def _progress(connection: sqlite3.Connection, alert: Alert, state: State, due_at: float) -> Progress:

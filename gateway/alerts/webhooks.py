@@ -38,7 +38,10 @@ class WebhookMessenger:
     ) -> AsyncIterator[WebhookMessenger]:
         """A messenger with connections of its own, for as long as the block runs."""
         async with aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)
+            # Alerts are rare: a connection that was kept would be closed by the time of the next.
+            connector=aiohttp.TCPConnector(force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
         ) as session:
             yield cls(session, url=url, secret=secret, clock=clock, timeout_seconds=timeout_seconds)
 

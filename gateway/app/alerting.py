@@ -13,6 +13,7 @@ from gateway.alerts.signing import SigningSecret
 from gateway.alerts.sqlite import SqliteAlerts
 from gateway.alerts.webhooks import WebhookMessenger
 from gateway.app.opening import LEDGER, SYSTEM_CLOCK, opened_database
+from gateway.database.marks import Marks
 from gateway.database.owners import Duty
 from gateway.database.sqlite import SqliteDatabase
 from gateway.domain.clock import Clock
@@ -40,6 +41,7 @@ async def opened_alerting(
     environment: Mapping[str, str],
     stack: AsyncExitStack,
     database: SqliteDatabase,
+    marks: Marks,
     tenants: SqliteDirectory,
     ledger: SqliteLedger,
     metrics: Metrics,
@@ -56,6 +58,7 @@ async def opened_alerting(
         alerts=alerts,
         metrics=metrics,
         clock=clock,
+        mark_of=lambda name: marks.read(marks.place(name)),
         thresholds=ours.thresholds,
         projected=ours.projected,
         to_be_sent=ours.webhook_url is not None,

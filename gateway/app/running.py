@@ -157,7 +157,7 @@ async def running_gateway(
         stack.push_async_callback(tallies.flush)
         stack.push_async_callback(service.drain, 0.0)
         alerting = await opened_alerting(
-            settings, environment, stack, database, tenants, ledger, metrics, duty, clock
+            settings, environment, stack, database, marks, tenants, ledger, metrics, duty, clock
         )
         front_door = opened_front_door(
             settings, directory, stack, tenants, metrics, clock, alerting.watch.note

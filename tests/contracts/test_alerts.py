@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,11 +23,13 @@ from gateway.alerts.contract import PROJECTED, Alert, Delivery, State
 from gateway.alerts.delivering import PAUSES_SECONDS, Delivering
 from gateway.alerts.signing import SigningSecret
 from gateway.alerts.sqlite import SqliteAlerts
+from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
+from gateway.domain.balance import Balance
 from gateway.domain.errors import BudgetExceeded
 from gateway.domain.identity import Ticket
 from gateway.domain.money import Money
-from gateway.domain.tenant import Budget, Caller, KeyTerms
+from gateway.domain.tenant import Budget, Caller, Holder, KeyTerms
 from gateway.domain.window import Per, Window
 from gateway.ledger.contract import Bought, Sent
 from gateway.ledger.sqlite import SqliteLedger
@@ -58,8 +60,11 @@ class House:
     clock: MovableClock = field(default_factory=MovableClock)
     metrics: Metrics = field(default_factory=Metrics)
 
+    def __post_init__(self) -> None:
+        self.marks = self.stack.enter_context(closing(Marks(self.path.with_name("marks"))))
+
     def database(self) -> SqliteDatabase:
-        return self.stack.enter_context(closing(SqliteDatabase(self.path)))
+        return self.stack.enter_context(closing(SqliteDatabase(self.path, marks=self.marks)))
 
     def alerts(self) -> SqliteAlerts:
         return SqliteAlerts(self.database())
@@ -76,8 +81,8 @@ class House:
         alerts = SqliteAlerts(database)
         settings: dict[str, Any] = {"thresholds": (50, 80, 100), "projected": False, "to_be_sent": True}
         watch = BudgetWatch(
-            tenants=directory, keys=directory, statements=ledger, alerts=alerts, metrics=self.metrics,
-            clock=self.clock, **settings | options,
+            tenants=directory, keys=directory, alerts=alerts, metrics=self.metrics, clock=self.clock,
+            mark_of=lambda name: self.marks.read(self.marks.place(name)), **settings | {"statements": ledger} | options,
         )  # fmt: skip
         return Process(directory, ledger, alerts, watch)
 
@@ -264,10 +269,10 @@ async def test_a_rolling_window_raises_nothing_while_it_holds_the_moment_of_the_
         await process.spend(caller, "2.5")
         for _ in range(4):
             await process.watch.look()
-            house.clock.now += DAY_SECONDS / 4
+            house.clock.now += DAY_SECONDS / 4 + 300
         counts.append(len(await process.raised()))
 
-    # $5 of $10 from the second day on; the alert of that day is two days old, and past, on the fifth.
+    # $5 of $10 from the second purchase on; the alert of that time is more than two days old at the fourth.
     assert counts == [0, 1, 1, 2]
 
 
@@ -287,6 +292,68 @@ async def test_every_tenant_above_and_every_key_with_budgets_is_looked_at(house:
     )  # fmt: skip
     messages = [json.loads(each.alert.message)["data"] for each in await process.alerts.listed()]
     assert {(each["tenant"], each["path"]) for each in messages} == {("acme", "acme"), ("film", "acme/film")}
+
+
+class Asked:
+    """A ledger's statements, and whose balances were asked for."""
+
+    def __init__(self) -> None:
+        self.ledger: SqliteLedger | None = None
+        self.holders: list[str] = []
+
+    async def balances_of(self, holders: Sequence[Holder], *, with_pace: bool = False) -> Sequence[Balance]:
+        assert self.ledger is not None
+        self.holders = [holder.name for holder in holders]
+        return await self.ledger.balances_of(holders, with_pace=with_pace)
+
+
+async def test_only_those_are_looked_at_of_whom_something_has_changed(house: House) -> None:
+    asked = Asked()
+    process = await house.process(
+        Declared("acme", budgets=(TEN_A_DAY,)),
+        Declared("film", parent="acme", budgets=(TEN_A_DAY,)),
+        Declared("zenith", budgets=(TEN_A_DAY,)),
+        statements=asked,
+    )
+    asked.ledger = process.ledger
+    caller = await process.caller(budgets=(TEN_A_DAY,))
+
+    async def looked_at() -> list[str]:
+        await process.watch.look()
+        return sorted(asked.holders)
+
+    everybody = ["acme", "film", f"film#{caller.key_id}", "zenith"]
+    assert await looked_at() == everybody
+    assert await looked_at() == []
+    await process.spend(caller, "1")
+    assert await looked_at() == everybody[:-1]
+    await process.directory.top_up("zenith", Money.exactly(1), reason="a test", who="a test")
+    assert await looked_at() == everybody
+    assert await looked_at() == []
+
+
+async def test_a_limit_that_is_lowered_raises_what_it_reaches_though_nothing_was_bought(house: House) -> None:
+    process = await house.process(Declared("film", budgets=(TEN_A_DAY,)))
+    await process.spend(await process.caller(), "4")
+    await process.watch.look()
+    before = await process.raised()
+    lower = Declared("film", budgets=(replace(TEN_A_DAY, limit=Money.exactly(5)),))
+    await process.directory.put(lower, who="a test")
+    await process.watch.look()
+
+    assert (before, await process.raised()) == ([], ["film day 50", "film day 80"])
+
+
+async def test_a_look_that_fails_is_made_up_for_by_the_next(house: House) -> None:
+    asked = Asked()
+    process = await house.process(Declared("film", budgets=(TEN_A_DAY,)), statements=asked)
+    await process.spend(await process.caller(), "5")
+    with pytest.raises(AssertionError):
+        await process.watch.look()
+    asked.ledger = process.ledger
+    await process.watch.look()
+
+    assert await process.raised() == ["film day 50"]
 
 
 async def test_a_budget_has_thresholds_of_its_own_or_none(house: House) -> None:

@@ -307,6 +307,17 @@ async def test_what_is_in_force_costs_nothing_to_ask_while_nothing_changes(house
     assert len(statements) == 1
 
 
+async def test_the_callers_are_those_whose_keys_are_in_force(house: House) -> None:
+    directory = house.open()
+    stays = directory.authenticate(await directory.create("film", "stays", terms=KeyTerms(budgets=(DAY,))))
+    await directory.revoke(await directory.create("film", "is revoked"))
+    await directory.create("film", "expires", terms=KeyTerms(expires_at=NOON + 60))
+    before = {caller.key_id for caller in directory.callers()}
+    house.clock.now += 60
+
+    assert (len(before), list(directory.callers())) == (2, [stays])
+
+
 async def test_a_key_ends_by_the_clock_and_the_revision_with_it(house: House) -> None:
     database = house.database()
     directory = house.open(database)

@@ -143,6 +143,19 @@ async def test_a_tenant_without_budgets_has_no_limit(ledger: SqliteLedger) -> No
     assert remaining(await ledger.balances_of(caller().holders)) is None
 
 
+async def test_the_balances_of_many_are_those_of_each_in_their_order(ledger: SqliteLedger) -> None:
+    callers = [caller(("1", Window.DAY), ("9", Window.TOTAL), tenant=f"tenant {n}") for n in range(30)]
+    for n, each in enumerate(callers):
+        await ledger.reserve(each, request(f"a cat {n}", f"0.{n + 1:03}"), newest_known=None)
+    holders = [each.holders[0] for each in callers]
+    together = await ledger.balances_of(holders, with_pace=True)
+
+    assert list(together) == [
+        balance for holder in holders for balance in await ledger.balances_of([holder], with_pace=True)
+    ]
+    assert [balance.reserved.micros for balance in together] == [1000 * (n // 2 + 1) for n in range(60)]
+
+
 async def test_a_second_purchase_of_an_open_fingerprint_is_answered_with_the_first(
     ledger: SqliteLedger,
 ) -> None:

@@ -152,7 +152,6 @@ async def test_each_threshold_reaches_whoever_listens_once_signed_and_is_in_log_
         await house.restart()
         await house.make(video(seed=5))
         await house.until_pending(0)
-        metrics = await house.metrics()
 
     assert [each.status for each in refused] == [406, 406]
     assert {each.data["threshold_percent"] for each in messages} == {50, 80, 100}
@@ -169,7 +168,6 @@ async def test_each_threshold_reaches_whoever_listens_once_signed_and_is_in_log_
     lines = [line for line in house.log_lines if line["event"] == "budget threshold reached"]
     assert sorted(line["threshold"] for line in lines) == ["100", "50", "80"]
     assert len([line for line in house.log_lines if line["event"] == "alert delivered"]) == 3
-    assert metrics.text  # what each process counted begins anew with it
 
 
 async def test_the_metrics_count_what_was_raised_and_how_it_was_sent(open_house: OpenHouse) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 
 from tests.journeys.conftest import OpenHouse
 from tests.journeys.running import MODEL, PROMPT, House, video
@@ -18,6 +19,8 @@ FAMILIES = {
     "gateway_reserved_usd": {"tenant"},
     "gateway_budget_limit_usd": {"tenant", "window"},
     "gateway_budget_remaining_usd": {"tenant", "window"},
+    "gateway_budget_runs_out_timestamp_seconds": {"tenant", "window"},
+    "gateway_alerts_total": {"tenant", "window", "threshold"},
     "gateway_cache_bytes": set(),
     "gateway_cache_entries": set(),
     "gateway_cache_evictions_total": set(),
@@ -26,10 +29,16 @@ FAMILIES = {
 }
 
 
-async def test_every_promised_metric_is_exposed_with_its_labels(house: House) -> None:
+async def test_every_promised_metric_is_exposed_with_its_labels(open_house: OpenHouse) -> None:
+    budgets = [{"limit_usd": 0.004, "per": "month", "alert_at": [100]}]
+    house = await open_house(
+        tenants={"demo": {"budgets": budgets}}, settings={"alerts.interval_seconds": 0.05}
+    )
     await house.make()
     await house.make()
-    metrics = await house.metrics()
+    async with asyncio.timeout(30):
+        while not (metrics := await house.metrics()).has("gateway_alerts_total"):
+            await asyncio.sleep(0.01)
 
     for name, labels in FAMILIES.items():
         assert metrics.labels(name) == {frozenset(labels)}, name
@@ -82,6 +91,41 @@ async def test_money_and_answers_show_right_after_a_miss_a_hit_and_a_join(house:
     assert after_join.value("gateway_requests_total", outcome="collapsed", **place) == 2
     assert after_join.value("gateway_reserved_usd", tenant="demo") == 0
     assert after_join.value("gateway_in_flight_generations") == 0
+
+
+async def test_it_is_told_when_a_budget_runs_out_and_nothing_where_that_is_not_in_sight(
+    open_house: OpenHouse,
+) -> None:
+    tenants = {
+        "demo": {"budgets": [{"limit_usd": 0.012, "per": "total"}, {"limit_usd": 10, "per": "day"}]},
+        "idle": {"budgets": [{"limit_usd": 1, "per": "total"}]},
+    }
+    house = await open_house(tenants=tenants)
+    before = await house.metrics()
+    await house.make(video(seed=1))
+    began_at = house.clock()
+    metrics = await house.metrics()
+    name = "gateway_budget_runs_out_timestamp_seconds"
+
+    assert not before.has(name)
+    # $0.004 in a day, and $0.008 are left.
+    assert metrics.of(name) == [{"tenant": "demo", "window": "total"}]
+    told_at = metrics.value(name) - 2 * 24 * 3600
+    (usage,) = [each for each in (await house.usage())["budgets"] if each["name"] == "total"]
+    told_later_at = datetime.fromisoformat(usage["runs_out_at"]).timestamp() - 2 * 24 * 3600
+    assert int(began_at) <= told_at <= told_later_at <= house.clock()
+
+
+async def test_the_budgets_of_a_thousand_tenants_are_told(open_house: OpenHouse) -> None:
+    budgets = [{"limit_usd": 25, "per": "month"}, {"limit_usd": 2, "per": "day"}]
+    house = await open_house(tenants={f"tenant-{n}": {"budgets": budgets} for n in range(1000)})
+    await house.make()
+    metrics = await house.metrics()
+
+    assert metrics.value("gateway_budget_limit_usd") == 27_000
+    assert metrics.value("gateway_budget_remaining_usd", tenant="tenant-0", window="day") == 1.996
+    assert metrics.value("gateway_budget_remaining_usd", tenant="tenant-999", window="day") == 2
+    assert len(metrics.of("gateway_reserved_usd")) == 1000
 
 
 async def test_what_was_spent_and_saved_is_still_there_after_a_restart(house: House) -> None:
