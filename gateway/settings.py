@@ -210,6 +210,16 @@ class LinkSettings(_Section):
     """How long a link works after the request that it answers."""
 
 
+class ChargebackSettings(_Section):
+    """What tenants owe each other for what one of them has paid for: in reports; budgets know nothing of it."""
+
+    payers: Literal["first", "split"] = "first"
+    """Who pays for a generation that several tenants asked for while it was made: the `first`, or all of them alike."""
+
+    hit_price: Annotated[float, Field(ge=0, le=1)] = 0
+    """What a hit costs another tenant than the one who paid, as a fraction of the original's cost; goes to who paid."""
+
+
 class RequestSettings(_Section):
     """The resources behind /v2/requests/{id}."""
 
@@ -303,6 +313,7 @@ class Settings(_Section):
     """The file with the tenants and their budgets; relative to the configuration file."""
 
     links: LinkSettings = LinkSettings()
+    chargeback: ChargebackSettings = ChargebackSettings()
     requests: RequestSettings = RequestSettings()
     ledger: LedgerSettings = LedgerSettings()
     prices: PriceSettings = PriceSettings()

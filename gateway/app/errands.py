@@ -11,6 +11,7 @@ from gateway.generation.housekeeping import Errand
 from gateway.generation.reconciliation import Reconciliation
 from gateway.generation.service import GenerationService
 from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite_transfers import SqliteTransfers
 from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -22,6 +23,7 @@ def standing_errands(
     ledger: SqliteLedger,
     records: SqliteRequestRecords,
     tallies: SqliteTallies,
+    transfers: SqliteTransfers,
     upstream: SegmindUpstream,
     service: GenerationService,
     metrics: Metrics,
@@ -43,6 +45,7 @@ def standing_errands(
     async def write_down_counts() -> None:
         count_stores()
         await tallies.flush()
+        await transfers.flush()
 
     async def reconcile() -> None:
         # What is asked of the upstream is asked by one process for all.

@@ -37,6 +37,7 @@ from gateway.http.models import Models
 from gateway.http.quotes import Quotes
 from gateway.http.request_ids import RequestIds
 from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite_transfers import SqliteTransfers
 from gateway.requests.sqlite import SqliteTallies
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -85,6 +86,7 @@ def opened_front(
     blobs: DiskBlobStore,
     ledger: SqliteLedger,
     tallies: SqliteTallies,
+    transfers: SqliteTransfers,
     metrics: Metrics,
     clock: Clock,
 ) -> tuple[web.Application, HitPath | None]:
@@ -102,7 +104,9 @@ def opened_front(
     stack.callback(memory.close)
     hit_path: HitPath | None = None
     if settings.listen.hit_path:
-        served = Served(metrics, tallies, clock, keys.note_use)
+        served = Served(
+            metrics, tallies, clock, keys.note_use, transfers.used if settings.chargeback.hit_price else None
+        )
         tallies.feed_from(served.hand_over)
         repeats = Repeats(settings.listen.hit_path_max_bytes)
         hit_path = HitPath(

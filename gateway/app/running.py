@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway.app.alerting import opened_alerting
+from gateway.app.chargeback import opened_transfers, upstream_name, usage_of
 from gateway.app.errands import standing_errands
 from gateway.app.front import opened_front, opened_front_door
 from gateway.app.opening import LEDGER, SYSTEM_CLOCK, declared, prepared
@@ -35,6 +36,7 @@ from gateway.http.admin import Admin
 from gateway.http.alerts import AlertLog
 from gateway.http.listening import listening
 from gateway.http.operations import Operations
+from gateway.http.usage import UsageReports
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.sqlite import SqliteRequestRecords, SqliteTallies
 from gateway.settings import Settings
@@ -102,6 +104,7 @@ async def running_gateway(
         )
         records = SqliteRequestRecords(database, clock=clock, owner=owners.name, is_alive=owners.is_alive)
         tallies = SqliteTallies(database)
+        transfers = opened_transfers(database, settings, stack)
         cache = await asyncio.to_thread(
             DiskGenerationCache,
             directory / "cache",
@@ -149,6 +152,7 @@ async def running_gateway(
             custody=ledger,
             records=records,
             tallies=tallies,
+            transfers=transfers,
             clock=clock,
             identify=lambda _tenant, key: tenants.caller(key),
             at_step=at_step,
@@ -165,6 +169,12 @@ async def running_gateway(
         administration = routes.administration(
             admin=Admin(front_door, tenants, tenants, tenants, ledger, catalog, clock),
             alerts=AlertLog(front_door, alerting.alerts),
+            usage=UsageReports(
+                front_door,
+                usage_of(database, ledger, transfers, tallies, tenants, clock),
+                upstream_name(settings),
+                clock,
+            ),
         )
         served_on = settings.admin.served_on
         front, hit_path = opened_front(
@@ -183,21 +193,12 @@ async def running_gateway(
             blobs,
             ledger,
             tallies,
+            transfers,
             metrics,
             clock,
         )
 
-        def count_stores() -> None:
-            stored, remembered = blobs.statistics(), cache.statistics()
-            metrics.count_stores(
-                evictions=stored.evicted,
-                corrupt={
-                    "blob": stored.corrupted,
-                    "missing": stored.missing,
-                    "broken": stored.broken,
-                    "entry": remembered.unreadable,
-                },
-            )
+        count_stores = partial(_count_stores, metrics, blobs, cache)
 
         async def read() -> Reading:
             count_stores()
@@ -210,7 +211,17 @@ async def running_gateway(
         )
         errands = (
             *standing_errands(
-                settings, ledger, records, tallies, upstream, service, metrics, count_stores, duty, clock
+                settings,
+                ledger,
+                records,
+                tallies,
+                transfers,
+                upstream,
+                service,
+                metrics,
+                count_stores,
+                duty,
+                clock,
             ),
             *alerting.errands,
             Errand("write down uses", tenants.write_down_uses, 60.0),
@@ -238,6 +249,19 @@ async def running_gateway(
             )
         )
         yield RunningGateway(url, operations_url, tenants, service, settings.shutdown.grace_seconds)
+
+
+def _count_stores(metrics: Metrics, blobs: DiskBlobStore, cache: DiskGenerationCache) -> None:
+    stored, remembered = blobs.statistics(), cache.statistics()
+    metrics.count_stores(
+        evictions=stored.evicted,
+        corrupt={
+            "blob": stored.corrupted,
+            "missing": stored.missing,
+            "broken": stored.broken,
+            "entry": remembered.unreadable,
+        },
+    )
 
 
 async def _obstacle(service: GenerationService, ledger: SqliteLedger) -> str | None:

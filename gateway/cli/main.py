@@ -24,6 +24,7 @@ app.command(
     "gateway.cli.tenants:tenants", help="Apply, list, move and top up tenants; show who changed what."
 )
 app.command("gateway.cli.keys:keys", help="Make, list, rotate and revoke tenants' keys.")
+app.command("gateway.cli.usage:usage", help="Say who has used how much, and when each budget runs out.")
 app.command("gateway.cli.purchases:purchases", help="List, show and resolve purchases.")
 app.command("gateway.cli.ledger:ledger", help="Examine the ledger, or copy it.")
 app.command("gateway.cli.alerts:alerts", help="List what was told of budgets; try whether somebody listens.")

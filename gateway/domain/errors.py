@@ -13,6 +13,7 @@
     │   ├── ModelUnknown, RequestUnknown, BlobUnknown, RouteUnknown
     │   ├── TenantUnknown, KeyUnknown, BudgetUnknown
     │   ├── DeclarationInvalid    what is said of a tenant or a key does not make sense
+    │   ├── ReportInvalid         what a report is to be about does not make sense
     │   ├── MethodNotAllowed, MediaTypeUnsupported, BodyTooLarge, BodyTimeout
     │   ├── LinkInvalid           a link to media that is forged, or has run out
     │   └── BudgetExceeded        it does not fit; waiting for a retry will not change that
@@ -203,6 +204,20 @@ class DeclarationInvalid(RequestRefused):
         self.problems = tuple(problems)
         listed = "; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in self.problems)
         super().__init__(f"Nothing was changed: {listed}.")
+
+    @property
+    def details(self) -> Mapping[str, Json]:
+        return {"problems": [{"field": p.field, "problem": p.problem} for p in self.problems]}
+
+
+class ReportInvalid(RequestRefused):
+    """What a report is to be about does not make sense."""
+
+    code = "invalid_report"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{'; '.join(f'{p.field}: {p.problem}' for p in self.problems)}.")
 
     @property
     def details(self) -> Mapping[str, Json]:

@@ -36,6 +36,7 @@ from gateway.generation.purchasing import (
 )
 from gateway.generation.single_flight import Announcement, FlightCancelled, SingleFlight
 from gateway.ledger.contract import Custody, State
+from gateway.ledger.transfers import Transfers
 from gateway.requests.contract import (
     Completed,
     Failed,
@@ -110,6 +111,7 @@ class GenerationService:
         custody: Custody,
         records: RequestRecords,
         tallies: Tallies,
+        transfers: Transfers,
         clock: Clock,
         identify: Callable[[str, str], Caller | None],
         at_step: Callable[[Step], None] = pass_by,
@@ -122,6 +124,7 @@ class GenerationService:
         self._custody = custody
         self._records = records
         self._tallies = tallies
+        self._transfers = transfers
         self._clock = clock
         self._identify = identify
         self._at_step = at_step
@@ -230,15 +233,19 @@ class GenerationService:
             return
         elif newest.generation is not None:
             outcome, _ = _share(record, Landed(newest.generation, Found.UNDER_WAY))
+            await self._divide(outcome, self._party(record), at=record.submitted_at)
             await self._records.conclude(record.id, outcome)
         else:
             caller = self._identify(record.tenant, record.key_id)
             flight, _ = self._flights.board(
                 record.request.fingerprint, self._purchasing.flight(caller, record.request)
             )
-            # Where nobody is left, its tenant is taken for one without a parent.
-            party = caller.party if caller else Party(record.tenant, record.key_id)
-            self._follow(record, _Boarded(flight), party)
+            self._follow(record, _Boarded(flight), self._party(record))
+
+    def _party(self, record: RequestRecord) -> Party:
+        """Who asked, where its tenant stands now; whose key has ended is taken for somebody without a parent."""
+        caller = self._identify(record.tenant, record.key_id)
+        return caller.party if caller else Party(record.tenant, record.key_id)
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no new work, let flights land for `grace_seconds`, and leave the rest to the journal."""
@@ -274,6 +281,7 @@ class GenerationService:
         if pollable:
             await self._records.open(record)
         self._tallies.count(caller.party, request.model, CacheStatus.HIT, generation.cost, at=now)
+        self._transfers.used(generation.purchase, caller.party, at=now)
         return record
 
     # --- Passengers
@@ -333,9 +341,19 @@ class GenerationService:
             # the answer need not wait until it is written down a second time.
             known.tell(Conclusion(outcome, waited))
             self._at_step(Step.ANSWERED)
+        # Before it: what is not concluded is gone on with after a crash, and done once however often it is done.
+        await self._divide(outcome, party, at=record.submitted_at)
         await persist(lambda: self._records.conclude(record.id, outcome))
         self._at_step(Step.CONCLUDED)
         known.tell(Conclusion(outcome, waited))
+
+    async def _divide(self, outcome: Completed, party: Party, *, at: float) -> None:
+        """Note what is owed to whoever has paid for what somebody else was given."""
+        purchase = outcome.generation.purchase
+        if outcome.status is CacheStatus.COLLAPSED:
+            await persist(lambda: self._transfers.joined(purchase, party))
+        elif outcome.status is CacheStatus.HIT:
+            self._transfers.used(purchase, party, at=at)
 
     async def _landing(self, record: RequestRecord, boarded: _Boarded) -> tuple[_Boarded, Landed]:
         """What the flight brings home, and which flight it was in the end.

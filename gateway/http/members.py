@@ -1,9 +1,11 @@
-"""Members that several answers have: money, moments, and a budget as it stands."""
+"""What several answers have, and commands print: money, moments, a budget as it stands, a report."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from gateway.accounting import formats
+from gateway.accounting.usage import Report
 from gateway.domain.balance import Balance
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
@@ -41,3 +43,14 @@ def budget(balance: Balance, now: float, *, of: str, in_full: bool) -> dict[str,
         **(money("reserved", balance.reserved) if in_full else {}),
         **money("remaining", balance.remaining),
     }
+
+
+def report(made: Report) -> dict[str, Json]:
+    """A report, its budgets as everywhere else."""
+    return formats.to_json(
+        made,
+        budgets=[
+            budget(balance, made.made_at, of=balance.holder.name if balance.holder else "", in_full=True)
+            for balance in made.budgets
+        ],
+    )

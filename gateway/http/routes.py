@@ -17,6 +17,7 @@ from gateway.http.heads import SERVER
 from gateway.http.models import Models
 from gateway.http.operations import Operations
 from gateway.http.quotes import Quotes
+from gateway.http.usage import UsageReports
 
 ADMIN = "/admin/"
 """What all addresses for administrators begin with."""
@@ -55,7 +56,7 @@ def front(
     return app
 
 
-def administration(*, admin: Admin, alerts: AlertLog) -> Sequence[web.RouteDef]:
+def administration(*, admin: Admin, alerts: AlertLog, usage: UsageReports) -> Sequence[web.RouteDef]:
     """What administrators reach, on one of the listeners."""
     return [
         web.get("/admin/tenants", admin.get_tenants),
@@ -70,6 +71,7 @@ def administration(*, admin: Admin, alerts: AlertLog) -> Sequence[web.RouteDef]:
         web.delete("/admin/keys/{id}", admin.delete_key),
         web.post("/admin/keys/{id}/rotate", admin.post_rotation),
         web.get("/admin/audit", admin.get_audit),
+        web.get("/admin/usage", usage.get),
         web.get("/admin/alerts", alerts.get_alerts),
     ]
 

@@ -20,7 +20,7 @@ from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, Holder
 from gateway.domain.window import quarter
-from gateway.ledger import budgets, evidence, sums
+from gateway.ledger import budgets, evidence, sqlite_transfers, sums
 from gateway.ledger.contract import (
     Bought,
     Claim,
@@ -484,6 +484,7 @@ def _discrepancies(connection: sqlite3.Connection) -> Sequence[Discrepancy]:
     if integrity != "ok":
         found.append(Discrepancy("the database file", integrity))
     found += sums.discrepancies(connection)
+    found += sqlite_transfers.discrepancies(connection)
     for identity, fingerprint, cost_micros, kept in connection.execute(
         "SELECT id, fingerprint, cost_micros, generation FROM purchases WHERE state = 'settled'"
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.ledger import sums
+from gateway.ledger import sqlite_transfers, sums
 
 SCHEMA = (
     """
@@ -168,5 +168,7 @@ SCHEMA = (
     CREATE INDEX evidence ON purchases (model, serial, shape, cost_micros, bought_at, ended_at)
         WHERE state = 'settled' AND cost_reported = 1;
     """,
+    # What tenants owe each other. Until now it was nothing.
+    sqlite_transfers.SCHEMA,
 )
 """Script n leads from version n to n + 1."""

@@ -79,6 +79,14 @@ FROM_PURCHASES = f"""
 """
 """The sums of purchases that were booked without them; for empty tables."""
 
+_FROM_TO = """
+    FROM series
+    JOIN sums AS upto ON upto.series = series.id
+        AND upto.quarter = (SELECT MAX(quarter) FROM sums WHERE series = series.id AND quarter < ?)
+    LEFT JOIN sums AS before ON before.series = series.id
+        AND before.quarter = (SELECT MAX(quarter) FROM sums WHERE series = series.id AND quarter < ?)"""
+"""Each series with its rows at the end of a span and before its beginning, which are to be given in this order."""
+
 _FOREVER = 1 << 60
 
 
@@ -161,14 +169,10 @@ def within(
         f"""
         SELECT COALESCE(SUM(upto.spent_micros - COALESCE(before.spent_micros, 0)), 0),
             COALESCE(SUM(upto.held_micros - COALESCE(before.held_micros, 0)), 0)
-        FROM series
-        JOIN sums AS upto ON upto.series = series.id
-            AND upto.quarter = (SELECT MAX(quarter) FROM sums WHERE series = series.id AND quarter < ?)
-        LEFT JOIN sums AS before ON before.series = series.id
-            AND before.quarter = (SELECT MAX(quarter) FROM sums WHERE series = series.id AND quarter < ?)
+        {_FROM_TO}
         WHERE tenant = ? AND key_id = ? AND model IN ({", ".join("?" * len(chosen))})
         """,
-        (_FOREVER if span.end is None else span.end, span.start, tenant, key_id, *chosen),
+        (_end(span), span.start, tenant, key_id, *chosen),
     ).fetchone()
     return spent, held
 
@@ -185,6 +189,19 @@ def by_tenant_and_model(
         WHERE key_id != '' AND model != '' {condition} GROUP BY tenant, model HAVING SUM({which}) > 0
         """,
         values,
+    )
+
+
+def by_key(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[str, str, str, int, int]]:
+    """Path, key and model of everything that was spent or is held in `span`, with the micro-dollars of either."""
+    yield from connection.execute(
+        f"""
+        SELECT path, key_id, model, upto.spent_micros - COALESCE(before.spent_micros, 0) AS spent,
+            upto.held_micros - COALESCE(before.held_micros, 0) AS held
+        {_FROM_TO}
+        WHERE key_id != '' AND model != '' AND (spent OR held)
+        """,
+        (_end(span), span.start),
     )
 
 
@@ -221,6 +238,10 @@ def _taken(
     connection: sqlite3.Connection, tenant: str, key_id: str, models: Collection[str] | None, span: Span
 ) -> int:
     return sum(within(connection, tenant, key_id, models, span))
+
+
+def _end(span: Span) -> int:
+    return _FOREVER if span.end is None else span.end
 
 
 def _last(connection: sqlite3.Connection, tenant: str, key_id: str) -> int | None:

@@ -19,7 +19,7 @@ from gateway.domain.balance import remaining
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
 from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest
-from gateway.domain.identity import Digest, Fingerprint
+from gateway.domain.identity import Digest, Fingerprint, PurchaseId
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller
 from gateway.generation import intake
@@ -98,6 +98,7 @@ class Hit:
     """A generation that can be answered with at once, by its first medium."""
 
     digest: Digest
+    purchase: PurchaseId
     made_at: float
     saved_micros: int
     limited: bytes
@@ -337,6 +338,7 @@ class Memory:
         size = str(medium.size_bytes)
         hit = Hit(
             medium.digest,
+            known.purchase,
             known.made_at,
             known.cost.micros,
             limited=template("200 OK", limited, size),

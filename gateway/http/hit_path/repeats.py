@@ -8,7 +8,7 @@ from operator import itemgetter
 
 from gateway.domain.identity import Digest
 from gateway.http.hit_path.memory import BELIEVED_SECONDS, Balance, Hit
-from gateway.http.hit_path.served import Counted
+from gateway.http.hit_path.served import Counted, CountedByPurchase
 
 _REPEAT_BYTES = 1500
 """What a request costs beside its own bytes: the head of its answer, marks, a place in a table."""
@@ -37,11 +37,13 @@ class Repeat:
     head: bytes
     """The template of the head: takes the request's id, the age and the date."""
 
-    counted: Counted
+    counted: Counted | CountedByPurchase
     saved_micros: int
 
 
-def repeat_of(hit: Hit, balance: Balance, keys: tuple[int, int], revision: int, counted: Counted) -> Repeat:
+def repeat_of(
+    hit: Hit, balance: Balance, keys: tuple[int, int], revision: int, counted: Counted | CountedByPurchase
+) -> Repeat:
     """What an answer that was just given will take the next time; `keys` are their place and their mark."""
     marks = (keys, *balance.marks, *hit.marks)
     blanks = (b"%b", b"%b", balance.left, b"%b") if balance.left is not None else (b"%b",) * 3

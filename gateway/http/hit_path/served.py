@@ -9,6 +9,7 @@ from math import inf
 
 from gateway.domain.clock import Clock
 from gateway.domain.generation import CacheStatus
+from gateway.domain.identity import PurchaseId
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, Party
 from gateway.requests.contract import Tallies, Tally
@@ -45,28 +46,57 @@ class Counted:
         return taken
 
 
+@dataclass(frozen=True, slots=True)
+class CountedByPurchase:
+    """Counts in another's place, and notes besides what it was that was given: where hits have a price."""
+
+    counted: Counted
+    given: dict[tuple[Party, PurchaseId], int]
+    party: Party
+    purchase: PurchaseId
+
+    def add(self, saved_micros: int, seconds: float, sent_bytes: int) -> None:
+        """One more, which took so long."""
+        self.counted.add(saved_micros, seconds, sent_bytes)
+        place = (self.party, self.purchase)
+        self.given[place] = self.given.get(place, 0) + 1
+
+
+OnGiven = Callable[[PurchaseId, Party, float, int], None]
+"""Told that somebody was given, at some time, what a purchase has made, and how often."""
+
+
 class Served:
     """Counts answers at the cost of a few additions each."""
 
     def __init__(
-        self, metrics: Metrics, tallies: Tallies, clock: Clock, on_use: Callable[[str], None]
+        self,
+        metrics: Metrics,
+        tallies: Tallies,
+        clock: Clock,
+        on_use: Callable[[str], None],
+        on_given: OnGiven | None,
     ) -> None:
-        """`on_use` is told the id of each key with which there were hits, when they are handed over."""
+        """Both are told when hits are handed over: `on_use` the id of each key, `on_given`, where hits have a price, more."""
         self._metrics = metrics
         self._tallies = tallies
         self._clock = clock
         self._on_use = on_use
+        self._on_given = on_given
+        self._given: dict[tuple[Party, PurchaseId], int] = {}
         self._hits: dict[tuple[str, str, str], Counted] = {}
         self._fetched = self._fetched_bytes = 0
         self._log = log_for("http")
 
-    def hits(self, caller: Caller, model: str) -> Counted:
-        """Where hits with this key for this model are counted."""
+    def hits(self, caller: Caller, model: str, purchase: PurchaseId) -> Counted | CountedByPurchase:
+        """Where hits with this key for this model, and for what `purchase` has made, are counted."""
         place = (caller.tenant.path, caller.key_id, model)
         counted = self._hits.get(place)
         if counted is None:
             counted = self._hits[place] = Counted()
-        return counted
+        if self._on_given is None:
+            return counted
+        return CountedByPurchase(counted, self._given, caller.party, purchase)
 
     def fetched(self, sent_bytes: int) -> None:
         """A blob, or a part of one, was fetched by its link."""
@@ -100,6 +130,10 @@ class Served:
                 bytes=hits.sent_bytes,
                 saved_usd=str(saved.usd),
             )
+        for (party, purchase), times in self._given.items():
+            if self._on_given is not None:
+                self._on_given(purchase, party, now, times)
+        self._given.clear()
         if self._fetched:
             self._log.info("fetches", count=self._fetched, bytes=self._fetched_bytes)
             self._fetched = self._fetched_bytes = 0
