@@ -16,7 +16,7 @@ from gateway.app.errands import standing_errands
 from gateway.app.front import opened_front, opened_front_door
 from gateway.app.opening import LEDGER, SYSTEM_CLOCK, declared, prepared
 from gateway.app.reading import reading
-from gateway.app.upstream import expectation_of, expected_seconds_of, opened_upstream
+from gateway.app.upstream import expectation_of, expected_seconds_of, is_ceiling, opened_upstream
 from gateway.blobs.disk import DiskBlobStore
 from gateway.cache.disk import DiskGenerationCache
 from gateway.database.marks import Marks
@@ -124,6 +124,7 @@ async def running_gateway(
         estimator = Estimator(
             evidence=ledger,
             expected_seconds_of=lambda request: expected_seconds_of(settings, catalog, request),
+            is_ceiling=lambda request: is_ceiling(catalog, request),
             clock=clock,
             learns=settings.prices.hold == "learned",
         )

@@ -105,6 +105,14 @@ def expected_seconds_of(settings: Settings, catalog: Catalog, request: Generatio
         return None
 
 
+def is_ceiling(catalog: Catalog, request: GenerationRequest) -> bool:
+    try:
+        return catalog.find(request.model).price_is_ceiling
+    except ModelUnknown:
+        # As above.
+        return True
+
+
 def pace_of(settings: Settings) -> float:
     """What works fifty times as fast is asked fifty times as often."""
     is_sandbox = settings.upstream.kind == "sandbox"

@@ -58,6 +58,10 @@ class Model(Protocol):
     def price_in_words(self) -> str:
         """By which rule it is priced, for people."""
 
+    @property
+    def price_is_ceiling(self) -> bool:
+        """Whether the price is an upper bound of what nobody can say beforehand, and not what is expected."""
+
     def shape(self, parameters: Parameters) -> str:
         """Those of these (complete) parameters on which price and time depend, as JSON in one form.
 

@@ -99,6 +99,10 @@ class _Model:
     def price_in_words(self) -> str:
         return self.priced.words
 
+    @property
+    def price_is_ceiling(self) -> bool:
+        return isinstance(self.priced, Flat) and self.priced.is_ceiling
+
     def shape(self, parameters: Parameters) -> str:
         of_the_shape = {name: parameters[name] for name in self.priced.names}
         return json.dumps(of_the_shape, sort_keys=True, separators=(",", ":"))

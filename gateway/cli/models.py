@@ -24,7 +24,7 @@ def models(model: str | None = None, *, options: Options = FILE_AND_ENVIRONMENT)
     if model is not None:
         found = catalog.find(model)
         print(f"{found.name}: {found.title}, {found.modality}, answers {found.media_type}")
-        print(f"It costs {found.price_in_words}. By that, its example costs {_price_of_example(found)}.")
+        print(f"Price: {found.price_in_words}. Of its example: {_price_of_example(found)}.")
         print(json.dumps({"parameters": found.schema, "example": found.example}, indent=2))
         return
     print(_ROW.format("MODEL", "MAKES", "ANSWERS", "ITS EXAMPLE"))

@@ -27,6 +27,13 @@ _BUDGET = "{:<18}{:<18}{:>13}{:>13}  {:<6}{:<22}{}"
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 -- where a gateway listens that listens everywhere
 
 
+class _Unmoved(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: it would take the key along to wherever that leads."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def quote(
     model: str,
     parameters: Annotated[str, Parameter(allow_leading_hyphen=True)] = "-",
@@ -54,7 +61,8 @@ def quote(
             f"Put the key of whoever asks into the environment variable {KEY_VARIABLE}; `gateway keys create` makes one."
         )
     body = sys.stdin.read() if parameters == "-" else parameters
-    told = _asked(f"{url or _address(options.settings())}/v1/{escaped(model, safe='')}/quote", key, body)
+    address = url.rstrip("/") if url else _address(options.settings())
+    told = _asked(f"{address}/v1/{escaped(model, safe='')}/quote", key, body)
     print(json_.dumps(told, indent=2) if json else "\n".join(_lines(told)))
 
 
@@ -72,7 +80,7 @@ def _asked(url: str, key: str, body: str) -> Any:
         url, body.encode(), {"x-api-key": key, "Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 -- as above
+        with urllib.request.build_opener(_Unmoved).open(request, timeout=_PATIENCE_SECONDS) as answer:
             return json_.load(answer)
     except urllib.error.HTTPError as refused:
         with refused:

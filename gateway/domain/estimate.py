@@ -97,11 +97,11 @@ def lately(settled: Sequence[Settled]) -> Lately | None:
 
 
 def estimate(
-    rule: Money, rule_seconds: float, settled: Sequence[Settled], *, enough: int = ENOUGH
+    rule: Money, rule_seconds: float, settled: Sequence[Settled], *, enough: int | None = ENOUGH
 ) -> Estimate:
     """The estimate from the newest purchases of one shape, in any order.
 
-    Until there are `enough`, no less is held than the rule says, and more where some cost more. A result is always what
+    Until there are `enough` (None: for ever), no less is held than the rule says, and more where some cost more. A result is always what
     one of the purchases really cost, and so never finer than a micro-dollar.
     """
     costs = sorted((each.cost for each in settled), key=lambda cost: cost.micros)
@@ -109,8 +109,9 @@ def estimate(
     ended = [each.ended_at for each in settled]
     known = len(settled) >= A_FEW
     held = _nearest_rank(costs, _HELD) if costs else rule
+    believed = enough is not None and len(costs) >= enough
     return Estimate(
-        held=held if len(costs) >= enough else max(rule, held),
+        held=held if believed else max(rule, held),
         expected=_nearest_rank(costs, _USUAL) if known else rule,
         seconds_p50=_nearest_rank(seconds, _USUAL) if known else rule_seconds,
         seconds_p95=_nearest_rank(seconds, _MUCH) if known else rule_seconds,

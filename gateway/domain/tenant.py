@@ -98,7 +98,7 @@ class Role(enum.Enum):
     """Everything that its tenant may."""
 
     READER = "reader"
-    """To look: usage, models, requests. It buys nothing and is given no media."""
+    """To look: usage, models, requests, quotes. It buys nothing and is given no media."""
 
     ADMIN = "admin"
     """What a reader may, and to administer tenants and keys."""

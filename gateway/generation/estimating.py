@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gateway.domain.clock import Clock
-from gateway.domain.estimate import Estimate, estimate
+from gateway.domain.estimate import ENOUGH, Estimate, estimate
 from gateway.domain.generation import GenerationRequest
 from gateway.domain.money import Money
 from gateway.ledger.contract import Evidence
@@ -37,15 +37,20 @@ class Estimator:
         *,
         evidence: Evidence,
         expected_seconds_of: Callable[[GenerationRequest], float | None],
+        is_ceiling: Callable[[GenerationRequest], bool],
         clock: Clock,
         learns: bool,
     ) -> None:
         """`expected_seconds_of`: how long the catalogue says that a request takes.
 
+        `is_ceiling`: whether the rule's price of a request is an upper bound. Then its shape says nothing of the price,
+        most may be small and the next one large: no less is held, whatever others have cost.
+
         Without `learns`, what is held is the rule's price whatever others have cost.
         """
         self._evidence = evidence
         self._expected_seconds_of = expected_seconds_of
+        self._is_ceiling = is_ceiling
         self._clock = clock
         self._learns = learns
         self._remembered: OrderedDict[tuple[str, str, int], _Remembered] = OrderedDict()
@@ -82,5 +87,6 @@ class Estimator:
         settled = (
             await self._evidence.settled(request.model, request.shape, most=NEWEST) if request.shape else ()
         )
-        told = estimate(request.price, self._expected_seconds_of(request) or 0.0, settled)
+        enough = None if self._is_ceiling(request) else ENOUGH
+        told = estimate(request.price, self._expected_seconds_of(request) or 0.0, settled, enough=enough)
         return told if self._learns else replace(told, held=told.rule)

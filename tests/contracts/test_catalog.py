@@ -170,7 +170,9 @@ def test_a_price_rule_can_be_told_in_words(tmp_path: Path, rule: str, words: str
     text = FIXED.replace("{kind: fixed, usd: 0.0000001, source: inferred}", rule)
     (tmp_path / "m.yaml").write_text(text.replace("enum: [oil, ink]", "enum: [oil, ink], default: ink"))
 
-    assert load_catalog(tmp_path).find("m").price_in_words == words
+    model = load_catalog(tmp_path).find("m")
+    assert model.price_in_words == words
+    assert model.price_is_ceiling == ("ceiling" in rule)
 
 
 def test_a_model_says_what_is_promised_of_the_result(catalog: Catalog) -> None:

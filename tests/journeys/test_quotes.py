@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, KeyTerms, Rate, Role
 from gateway.domain.window import Window
+from gateway.http.listening import listening
 from tests.journeys.conftest import OpenHouse
 from tests.journeys.program import run
 from tests.journeys.running import MODEL, PRICE_MICROS, Answer, House, video
@@ -403,3 +405,25 @@ async def test_the_command_shows_the_gateways_answer_and_says_what_is_wrong(hous
     assert "GATEWAY_API_KEY" in keyless.err
     assert "key" in wrong.err
     assert "--url" in nowhere.err
+
+
+async def test_the_command_reads_standard_input_and_takes_its_key_nowhere_else(house: House) -> None:
+    came: list[str] = []
+
+    async def move(_: web.Request) -> web.Response:
+        raise web.HTTPFound("/elsewhere")
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        came.append(request.headers.get("x-api-key", ""))
+        return web.json_response({})
+
+    moved = web.Application()
+    moved.router.add_post("/v1/{model}/quote", move)
+    moved.router.add_get("/elsewhere", elsewhere)
+    async with listening(moved, "127.0.0.1", 0, 75.0) as url:
+        told = await run("quote", MODEL, json.dumps(video()), "--url", url, GATEWAY_API_KEY=house.key)
+    empty = await run("quote", MODEL, "-", "--url", house.url + "/", GATEWAY_API_KEY=house.key)
+
+    assert (told.code, came) == (1, [])
+    assert "302" in told.err
+    assert (empty.code, "not JSON" in empty.err) == (1, True)

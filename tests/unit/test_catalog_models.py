@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,22 @@ def test_the_example_completes_and_has_a_price_or_an_honest_none(model: Model) -
     else:
         assert model.price(completed) > Money.ZERO
     assert 0 < model.expected_seconds(completed) < model.deadline_seconds
+
+
+@every_model
+def test_the_shape_is_what_the_price_rule_names(model: Model) -> None:
+    rule = mapping(written(model)["price"])
+    names = [*mapping(rule.get("at", {})), *_listed(rule, "by"), *_listed(rule, "times")]
+
+    completed = model.complete(required(model))
+
+    assert json.loads(model.shape(completed)) == {str(name): completed[str(name)] for name in names}
+
+
+def _listed(rule: Mapping[str, Json], key: str) -> list[Json]:
+    names = rule.get(key, [])
+    assert isinstance(names, list)
+    return names
 
 
 @every_model

@@ -44,8 +44,14 @@ class Clock:
         return self.now
 
 
-def _estimator(journal: Journal, clock: Clock, *, learns: bool = True) -> Estimator:
-    return Estimator(evidence=journal, expected_seconds_of=lambda _: 100.0, clock=clock, learns=learns)
+def _estimator(journal: Journal, clock: Clock, *, learns: bool = True, is_ceiling: bool = False) -> Estimator:
+    return Estimator(
+        evidence=journal,
+        expected_seconds_of=lambda _: 100.0,
+        is_ceiling=lambda _: is_ceiling,
+        clock=clock,
+        learns=learns,
+    )
 
 
 async def test_a_thousand_requests_of_one_shape_at_once_and_after_each_other_read_the_journal_once() -> None:
@@ -108,6 +114,15 @@ async def test_where_the_rule_is_held_nothing_is_read_for_it_and_what_is_expecte
     assert journal.asked == []
     told = await estimator.estimate(ASKED)
     assert (told.held, told.expected, told.seconds_p95) == (RULE, billed, 80.0)
+
+
+@pytest.mark.parametrize(("billed", "held"), [(Money(1), RULE), (RULE * 2, RULE * 2)])
+async def test_a_ceiling_is_held_in_full_however_little_others_cost(billed: Money, held: Money) -> None:
+    estimator = _estimator(Journal([Settled(billed, 80.0, 0.0)] * 200), Clock(), is_ceiling=True)
+
+    told = await estimator.estimate(ASKED)
+
+    assert (told.held, told.expected, told.seconds_p50) == (held, billed, 80.0)
 
 
 async def test_a_journal_that_cannot_be_read_is_not_believed_to_be_empty() -> None:
