@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -300,11 +300,17 @@ class Asked:
     def __init__(self) -> None:
         self.ledger: SqliteLedger | None = None
         self.holders: list[str] = []
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        """What happens between the reading and the answer, once."""
 
     async def balances_of(self, holders: Sequence[Holder], *, with_pace: bool = False) -> Sequence[Balance]:
         assert self.ledger is not None
         self.holders = [holder.name for holder in holders]
-        return await self.ledger.balances_of(holders, with_pace=with_pace)
+        balances = await self.ledger.balances_of(holders, with_pace=with_pace)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+        return balances
 
 
 async def test_only_those_are_looked_at_of_whom_something_has_changed(house: House) -> None:
@@ -354,6 +360,19 @@ async def test_a_look_that_fails_is_made_up_for_by_the_next(house: House) -> Non
     await process.watch.look()
 
     assert await process.raised() == ["film day 50"]
+
+
+async def test_what_is_bought_while_the_books_are_read_is_seen_by_the_next_look(house: House) -> None:
+    asked = Asked()
+    process = await house.process(Declared("film", budgets=(TEN_A_DAY,)), statements=asked)
+    asked.ledger = process.ledger
+    caller = await process.caller()
+    asked.meanwhile = lambda: process.spend(caller, "5")
+    await process.watch.look()
+    before = await process.raised()
+    await process.watch.look()
+
+    assert (before, await process.raised()) == ([], ["film day 50"])
 
 
 async def test_a_budget_has_thresholds_of_its_own_or_none(house: House) -> None:
