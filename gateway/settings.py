@@ -22,6 +22,9 @@ from gateway.domain.generation import Json
 ENVIRONMENT_PREFIX = "GATEWAY_"
 CONFIG_VARIABLE = "GATEWAY_CONFIG"
 
+_NOTHING = ("", "~", "null")
+"""What YAML calls so; as a whole document it would be an empty file."""
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
     "MIB": 2**20,
@@ -335,7 +338,7 @@ def load_settings(path: Path, *, overrides: Sequence[str], environment: Mapping[
     """
     document = read(path)
     for place, text, where in (*_from_environment(environment), *_from_overrides(overrides)):
-        value = read_text(text, name=where).value if text.strip() else None
+        value = None if text.strip() in _NOTHING else read_text(text, name=where).value
         document = document.having(place, value, where=where)
     return _anchored(parse(document, Settings), path.parent)
 

@@ -8,15 +8,20 @@ import hashlib
 import hmac
 import itertools
 import json
+import tempfile
+import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.accounting.budget_watch import BudgetWatch
 from gateway.alerts.contract import PROJECTED, Alert, Delivery, State
@@ -30,7 +35,7 @@ from gateway.domain.errors import BudgetExceeded
 from gateway.domain.identity import Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, Holder, KeyTerms
-from gateway.domain.window import Per, Window
+from gateway.domain.window import Per, Span, Window
 from gateway.ledger.contract import Bought, Sent
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.telemetry.metrics import Metrics
@@ -79,10 +84,10 @@ class House:
             in_force=directory.in_force,
         )  # fmt: skip
         alerts = SqliteAlerts(database)
-        settings: dict[str, Any] = {"thresholds": (50, 80, 100), "projected": False, "to_be_sent": True}
+        usual: dict[str, Any] = {"thresholds": (50, 80, 100), "projected": False, "to_be_sent": True}
         watch = BudgetWatch(
             tenants=directory, keys=directory, alerts=alerts, metrics=self.metrics, clock=self.clock,
-            mark_of=lambda name: self.marks.read(self.marks.place(name)), **settings | {"statements": ledger} | options,
+            mark_of=lambda name: self.marks.read(self.marks.place(name)), **usual | {"statements": ledger} | options,
         )  # fmt: skip
         return Process(directory, ledger, alerts, watch)
 
@@ -95,14 +100,12 @@ class Process:
     ledger: SqliteLedger
     alerts: SqliteAlerts
     watch: BudgetWatch
-    bought: int = 0
 
     async def caller(self, tenant: str = "film", **terms: Any) -> Caller:
         return self.directory.authenticate(await self.directory.create(tenant, "x", terms=KeyTerms(**terms)))
 
     async def hold(self, caller: Caller, usd: str) -> Sent:
-        self.bought += 1
-        asked = request(f"{id(self)} {self.bought}", usd)
+        asked = request(f"a cat {uuid.uuid4()}", usd)
         held = await self.ledger.reserve(caller, asked, newest_known=None, sending=True)
         assert isinstance(held, Sent)
         return held
@@ -480,6 +483,74 @@ async def test_what_a_threshold_says_is_in_the_log(house: House) -> None:
     assert (line["event"], line["log_level"]) == ("budget threshold reached", "warning")
     assert (line["tenant"], line["budget"], line["threshold"]) == ("film", "day", "50")
     assert (line["limit_usd"], line["spent_usd"], line["reserved_usd"]) == ("10", "5", "0")
+
+
+HOURS = st.sampled_from([0, 1, 5, 11, 30, 100])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("spend"), st.integers(1, 60)),
+        st.tuples(st.just("hold"), st.integers(1, 60)),
+        st.tuples(st.just("let go"), st.just(0)),
+        st.tuples(st.just("wait"), HOURS),
+        st.tuples(st.just("look"), st.integers(0, 1)),
+        st.tuples(st.just("restart"), st.integers(0, 1)),
+    ),
+    max_size=25,
+)
+WINDOWS = [
+    Window.DAY,
+    Window(Per.WEEK, zone="America/Havana", week_starts=6),
+    Window(Per.DAY, zone="Asia/Kathmandu"),
+    Window(Per.TOTAL, last_day=date(2026, 11, 27)),
+]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    steps=STEPS,
+    window=st.sampled_from(WINDOWS),
+    thresholds=st.sets(st.integers(1, 100), min_size=1, max_size=4),
+)
+def test_whatever_happens_each_alert_is_raised_by_the_first_look_that_finds_it_and_by_no_other(
+    steps: Sequence[tuple[str, int]], window: Window, thresholds: set[int]
+) -> None:
+    async def play() -> None:
+        with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+            house = House(Path(directory) / "ledger.sqlite3", stack)
+            budget = Budget(Money(100), window, alert_at=tuple(sorted(thresholds)))
+            roomy = Declared("film", budgets=(budget, Budget(Money(10**9), Window.YEAR, alert_at=())))
+            processes = [await house.process(roomy), await house.process()]
+            caller = await processes[0].caller()
+            expected: list[tuple[int, str]] = []
+            held: list[tuple[Sent, Span, int]] = []
+            used: Counter[Span] = Counter()
+            for what, number in steps:
+                process, span = processes[0], window.span(house.clock.now)
+                match what:
+                    case "spend" | "hold" if span is not None and used[span] + number <= 100:
+                        used[span] += number
+                        if what == "spend":
+                            await process.spend(caller, str(Money(number).usd))
+                        else:
+                            held.append((await process.hold(caller, str(Money(number).usd)), span, number))
+                    case "let go" if held:
+                        claim, its, amount = held.pop()
+                        used[its] -= amount
+                        await process.ledger.release(claim, "a test")
+                    case "wait":
+                        house.clock.now += 3600 * number
+                    case "restart":
+                        processes[number] = await house.process()
+                    case "look":
+                        await processes[number].watch.look()
+                        reached = [each for each in sorted(thresholds) if span and used[span] >= each]
+                        news = [(span.start, str(each)) for each in reached if span]
+                        expected += [each for each in news if each not in expected]
+                        listed = await processes[number].alerts.listed(limit=1000)
+                        told = [(each.alert.window_start, each.alert.threshold) for each in listed]
+                        assert told[::-1] == expected
+
+    asyncio.run(play())
 
 
 # --- Sending

@@ -147,6 +147,19 @@ def test_every_way_to_give_a_setting_in_the_documentation_gives_the_same(tmp_pat
         assert all(way == ways[0] for way in ways), in_the_file
 
 
+@pytest.mark.parametrize("nothing", ["", "null", "~", " null "])
+def test_nothing_may_be_said_in_every_way_in_which_yaml_says_it(tmp_path: Path, nothing: str) -> None:
+    file = tmp_path / "house.yaml"
+    file.write_text("upstream: {api_key_env: SOMETHING}", encoding="utf-8")
+    variable = {"GATEWAY_UPSTREAM__API_KEY_ENV": nothing}
+    ways = [
+        load_settings(file, overrides=[f"upstream.api_key_env={nothing}"], environment={}),
+        load_settings(file, overrides=[], environment=variable),
+    ]
+
+    assert [way.upstream.api_key_env for way in ways] == [None, None]
+
+
 def _comment_of(name: str) -> str:
     """The comment lines right above a setting."""
     section, _, field = name.rpartition(".")
