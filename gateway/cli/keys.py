@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 from gateway.app.opening import SYSTEM_CLOCK, opened_directory
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options, whoever_runs_this
 from gateway.domain.generation import Json
+from gateway.tenants import key_format
 from gateway.tenants.contract import Key
 from gateway.tenants.declarations import terms_from_json, terms_to_json
 
@@ -181,6 +182,28 @@ def revoke(key: str, *, options: Options = FILE_AND_ENVIRONMENT) -> None:
     print(f"Revoked {ended.id} ({ended.hint}…) of tenant {ended.tenant}.")
 
 
+@keys.command(name="hash")
+def hash_(*, new: Flag = False) -> None:
+    """Print what a file of tenants says of a key that was made elsewhere; the key itself is kept nowhere.
+
+    Parameters
+    ----------
+    new
+        Make a key, and print it before its hash. Without this, the key is read from standard input.
+    """
+    if new:
+        key = key_format.made()
+        print(key)
+    else:
+        key = sys.stdin.readline().strip()
+        if not key_format.is_well_formed(key):
+            _refuse(
+                f"what was read is no key of a gateway ({key_format.PREFIX}, 39 letters and digits, the last of which are a "
+                "checksum); `gateway keys hash --new` makes one."
+            )
+    print(key_format.hash_text(key))
+
+
 _ROW = "{:<14}{:<16}{:<15}{:<8}{:<18}{:<18}{:<18}{:<18}{}"
 
 
@@ -199,6 +222,7 @@ def _as_json(found: Sequence[Key]) -> str:
             "last_used_at": key.last_used_at,
             "revoked_at": key.revoked_at,
             "replaced_by": key.replaced_by,
+            "is_declared": key.is_declared,
             "terms": terms_to_json(key.terms),
         }
         for key in found

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import yaml
 from cyclopts import App, Parameter
 
 from gateway.app.opening import declared, opened_directory
@@ -18,7 +19,7 @@ from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Tenant, TopUp
 from gateway.settings import Settings
-from gateway.tenants.contract import AuditEntry, Change
+from gateway.tenants.contract import AuditEntry, Change, Declared
 from gateway.tenants.declarations import changes, declared_from_json, declared_to_json
 
 tenants = App(
@@ -50,6 +51,18 @@ async def applied(settings: Settings, *, who: str, dry_run: bool = False) -> Seq
     _, said = await asyncio.to_thread(declared, settings)
     async with opened_directory(settings, applying=False) as directory:
         return await directory.apply(said, who=who, dry_run=dry_run)
+
+
+@tenants.command
+def export(*, options: Options = FILE_AND_ENVIRONMENT) -> None:
+    """Print what is in force as a file that can be applied: how a change made otherwise gets into version control."""
+
+    async def look() -> Sequence[Declared]:
+        async with opened_directory(options.settings()) as directory:
+            return await directory.declared()
+
+    said = {"tenants": {each.name: declared_to_json(each) for each in asyncio.run(look())}}
+    print(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110), end="")
 
 
 @tenants.command(name="list")

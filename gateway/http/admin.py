@@ -225,8 +225,8 @@ class Admin:
         query(request)
         with _told():
             body = parse(_document(await self._body(request)), _OverlapBody, entry="member")
-        old = _id(request.match_info["id"])
-        made = await self.keys.rotate(old, overlap_seconds=body.overlap_seconds, who=who)
+            old = _id(request.match_info["id"])
+            made = await self.keys.rotate(old, overlap_seconds=body.overlap_seconds, who=who)
         return json_response({"key": made, **_described(await self.keys.find_key(made)), "in_place_of": old})
 
     # --- The audit log
@@ -348,4 +348,5 @@ def _described(key: Key) -> dict[str, Json]:
         "last_used_at": members.utc(key.last_used_at),
         "revoked_at": members.utc(key.revoked_at),
         "replaced_by": key.replaced_by,
+        "is_declared": key.is_declared,
     }

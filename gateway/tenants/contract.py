@@ -20,6 +20,17 @@ KEYS_MARK = "keys"
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredKey:
+    """What is said of a key that was made elsewhere."""
+
+    hash: str
+    """`sha256:` and 64 hexadecimal digits; of the key itself nobody says anything."""
+
+    name: str = ""
+    terms: KeyTerms = field(default_factory=KeyTerms)
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """What is said of one tenant: by a file, by the admin API, by the database."""
 
@@ -31,6 +42,8 @@ class Declared:
     most_per_request: Money | None = None
     models: frozenset[str] | None = None
     private_cache: bool = False
+    keys: tuple[DeclaredKey, ...] = ()
+    """All that are declared with it; those that were made here are no matter of a declaration."""
 
     @property
     def limits(self) -> tuple[Budget, ...]:
@@ -47,7 +60,7 @@ class Key:
     tenant: str
     name: str
     hint: str
-    """Its first characters, by which its owner recognises it."""
+    """Its first characters, by which its owner recognises it; of one that was made elsewhere, those of its hash."""
 
     created_at: float
     revoked_at: float | None
@@ -57,6 +70,9 @@ class Key:
 
     replaced_by: str | None = None
     """The id of the key that was made in its place."""
+
+    is_declared: bool = False
+    """Whether it was made elsewhere, and its tenant's declaration says what it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +119,7 @@ class Keys(Protocol):
     """Tenants' keys. A key is shown once, when it is made; what is kept is its hash.
 
     Keys are named by their id, their hint or the key itself; KeyUnknown if none in force has it, or more than one.
+    What a key may that is declared with its tenant is said there alone: to rotate or to amend it is DocumentInvalid.
     """
 
     async def create(self, tenant: str, name: str, *, terms: KeyTerms = ..., who: str = "") -> str:

@@ -21,7 +21,7 @@ from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, KeyTerms, Rate, Role, Tenant, TopUp
 from gateway.domain.window import Per, Window
-from gateway.tenants.contract import Change, Declared
+from gateway.tenants.contract import Change, Declared, DeclaredKey
 
 PER_REQUEST = "request"
 """What the budget is called that `max_usd_per_request` makes."""
@@ -49,7 +49,8 @@ def _zone(value: str) -> str:
 
 @lru_cache(1)
 def _zones() -> Collection[str]:
-    return available_timezones()
+    # Files beside those of the zones that stand for no place: for this machine's own zone, and for none.
+    return available_timezones() - {"Factory", "localtime", "posixrules"}
 
 
 def _day(value: str) -> str:
@@ -78,6 +79,14 @@ def _rolling(value: str) -> str:
 def _name(value: str) -> str:
     if not re.fullmatch(r"[\w][\w .+-]{0,62}", value):
         raise ValueError("should have letters, digits, spaces and . + - _, at most 63 of them")
+    return value
+
+
+def _hash(value: str) -> str:
+    if not re.fullmatch("sha256:[0-9a-f]{64}", value):
+        raise ValueError(
+            "should be what `gateway keys hash` says of a key: sha256: and 64 hexadecimal digits"
+        )
     return value
 
 
@@ -134,15 +143,7 @@ class BudgetEntry(_Entry):
         )
 
 
-class TenantEntry(_Entry):
-    parent: str | None = None
-    budgets: list[BudgetEntry] | None = None
-    max_usd_per_request: Amount | None = None
-    models: list[str] | None = None
-    cache: Literal["shared", "private"] = "shared"
-
-
-class _RateEntry(_Entry):
+class RateEntry(_Entry):
     requests: Annotated[int, Field(ge=1, le=1_000_000)]
     per: Literal["second", "minute", "hour", "day"]
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -152,8 +153,22 @@ class _TermsEntry(_Entry):
     role: Literal["caller", "reader", "admin"] = "caller"
     models: list[str] | None = None
     budgets: list[BudgetEntry] = []
-    rate: _RateEntry | None = None
+    rate: RateEntry | None = None
     expires_at: Annotated[str, AfterValidator(_moment)] | None = None
+
+
+class KeyEntry(_TermsEntry):
+    hash: Annotated[str, AfterValidator(_hash)]
+    name: str = ""
+
+
+class TenantEntry(_Entry):
+    parent: str | None = None
+    budgets: list[BudgetEntry] | None = None
+    max_usd_per_request: Amount | None = None
+    models: list[str] | None = None
+    cache: Literal["shared", "private"] = "shared"
+    keys: list[KeyEntry] = []
 
 
 class Reading:
@@ -180,6 +195,21 @@ class Reading:
             ),
             models=self._models(entry.models),
             private_cache=entry.cache == "private",
+            keys=tuple(DeclaredKey(key.hash, key.name, self.terms(key)) for key in entry.keys),
+        )
+
+    def terms(self, entry: _TermsEntry) -> KeyTerms:
+        rate = entry.rate
+        return KeyTerms(
+            role=Role(entry.role),
+            models=self._models(entry.models),
+            budgets=self.budgets(entry.budgets),
+            rate=None
+            if rate is None
+            else Rate(rate.requests, _SECONDS[rate.per], rate.burst or rate.requests),
+            expires_at=(
+                None if entry.expires_at is None else datetime.fromisoformat(entry.expires_at).timestamp()
+            ),
         )
 
     def budgets(self, entries: Sequence[BudgetEntry]) -> tuple[Budget, ...]:
@@ -237,7 +267,14 @@ def declared_to_json(declared: Declared) -> dict[str, Json]:
         said["models"] = _names(declared.models)
     if declared.private_cache:
         said["cache"] = "private"
+    if declared.keys:
+        said["keys"] = [_key_to_json(key) for key in declared.keys]
     return said
+
+
+def _key_to_json(key: DeclaredKey) -> dict[str, Json]:
+    named: dict[str, Json] = {"name": key.name} if key.name else {}
+    return {"hash": key.hash, **named, **terms_to_json(key.terms)}
 
 
 def terms_from_json(value: Json, *, called: str = "key", models: Collection[str] | None = None) -> KeyTerms:
@@ -253,16 +290,7 @@ def terms_from_json(value: Json, *, called: str = "key", models: Collection[str]
     ]
     if mistakes:
         raise document.invalid(mistakes)
-    rate = entry.rate
-    return KeyTerms(
-        role=Role(entry.role),
-        models=None if entry.models is None else frozenset(entry.models),
-        budgets=Reading().budgets(entry.budgets),
-        rate=None if rate is None else Rate(rate.requests, _SECONDS[rate.per], rate.burst or rate.requests),
-        expires_at=(
-            None if entry.expires_at is None else datetime.fromisoformat(entry.expires_at).timestamp()
-        ),
-    )
+    return Reading().terms(entry)
 
 
 def terms_to_json(terms: KeyTerms) -> dict[str, Json]:
@@ -324,6 +352,10 @@ def mistakes_in_entry(
     yield from _strange_models(entry.models, (*place, "models"), models)
     taken = () if entry.max_usd_per_request is None else (PER_REQUEST,)
     yield from _mistakes_in_budgets(entry.budgets or (), place, models, taken)
+    for index, key in enumerate(entry.keys):
+        at: Place = (*place, "keys", index)
+        yield from _strange_models(key.models, (*at, "models"), models)
+        yield from _mistakes_in_budgets(key.budgets, at, models, ())
 
 
 def _mistakes_in_budgets(
@@ -365,6 +397,16 @@ def mistakes_in_tree(declared: Mapping[str, Declared]) -> Iterator[tuple[str, st
             above.append(parent)
         if parent == tenant.name:
             yield tenant.name, f"stands below itself: {' < '.join([*above, tenant.name])}"
+
+
+def mistakes_in_keys(declared: Mapping[str, Declared]) -> Iterator[tuple[str, int, str]]:
+    """Which of a tenant's keys, by its number, somebody else has, too."""
+    holders: dict[str, str] = {}
+    for tenant in declared.values():
+        for index, key in enumerate(tenant.keys):
+            if key.hash in holders:
+                yield tenant.name, index, f"is a key of {holders[key.hash]} already: a key is one tenant's"
+            holders.setdefault(key.hash, tenant.name)
 
 
 TopUps = Mapping[tuple[str, str, str], Sequence[TopUp]]
@@ -425,6 +467,9 @@ def _members(declared: Declared) -> dict[str, Json]:
     if declared.budgets:
         del members["budgets"]
         members |= {f"budgets.{budget.label}": _budget_to_json(budget) for budget in declared.budgets}
+    if declared.keys:
+        del members["keys"]
+        members |= {f"keys.{key.hash[:15]}": _key_to_json(key) for key in declared.keys}
     return members
 
 

@@ -32,8 +32,15 @@ def hashed(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
+def hash_text(key: str) -> str:
+    """What is kept of it, as it is written down where keys are declared."""
+    return f"sha256:{hashed(key).hex()}"
+
+
 def is_well_formed(key: str) -> bool:
-    """Whether it is as long as a key, and its checksum fits; it begins with the prefix."""
+    """Whether it begins and is as long as a key, and its checksum fits."""
+    if not key.startswith(PREFIX):
+        return False
     body, checksum = key[len(PREFIX) : -_CHECKSUM_LENGTH], key[-_CHECKSUM_LENGTH:]
     return len(body) == _BODY_LENGTH and checksum == _checksum(body)
 

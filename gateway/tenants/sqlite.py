@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import sqlite3
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -39,19 +38,23 @@ from gateway.tenants.contract import (
 from gateway.tenants.declarations import (
     changes,
     declared_to_json,
+    mistakes_in_keys,
     mistakes_in_tree,
     terms_to_json,
 )
 from gateway.tenants.sqlite_tables import (
     NOBODY,
     SCHEMA,
+    amend_key,
+    amendable_key,
+    declare_keys,
     declared_in,
+    insert_key,
     key_in_force,
     keys_in,
     load,
-    next_place,
+    mistakes_in_made_keys,
     revision_of,
-    terms_text,
 )
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -231,21 +234,15 @@ class SqliteDirectory:
         who: str,
         action: str,
     ) -> str:
-        identity = uuid.uuid4().hex[:12]
-        connection.execute(
-            "INSERT INTO keys (id, tenant, name, hint, hash, created_at, terms, expires_at, place) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                identity,
-                tenant,
-                name,
-                key_format.hint(key),
-                key_format.hashed(key),
-                self._clock(),
-                terms_text(terms),
-                terms.expires_at,
-                next_place(connection) if terms.rate else 0,
-            ),
+        identity = insert_key(
+            connection,
+            tenant=tenant,
+            name=name,
+            hint=key_format.hint(key),
+            digest=key_format.hashed(key),
+            terms=terms,
+            source="made",
+            now=self._clock(),
         )
         self._note(
             connection, who, action, f"{tenant}#{identity}", None, {"name": name, **terms_to_json(terms)}
@@ -256,7 +253,7 @@ class SqliteDirectory:
         following = key_format.made()
 
         def work(connection: sqlite3.Connection) -> str:
-            old = key_in_force(connection, key)
+            old = amendable_key(connection, key)
             _named(old.tenant, {each.name: each for each in declared_in(connection)})
             terms = old.terms
             identity = self._insert(connection, following, old.tenant, old.name, terms, who, "key rotated")
@@ -280,16 +277,9 @@ class SqliteDirectory:
         who: str = "",
     ) -> Key:
         def work(connection: sqlite3.Connection) -> Key:
-            old = key_in_force(connection, key)
+            old = amendable_key(connection, key)
             new = replace(old, name=old.name if name is None else name, terms=change(old.terms))
-            connection.execute(
-                "UPDATE keys SET name = ?, terms = ?, expires_at = ? WHERE id = ?",
-                (new.name, terms_text(new.terms), new.terms.expires_at, old.id),
-            )
-            if new.terms.rate:
-                connection.execute(
-                    "UPDATE keys SET place = ? WHERE id = ? AND place = 0", (next_place(connection), old.id)
-                )
+            amend_key(connection, old.id, new.name, new.terms)
             before, after = ({"name": each.name, **terms_to_json(each.terms)} for each in (old, new))
             self._note(connection, who, "key amended", f"{old.tenant}#{old.id}", before, after)
             return new
@@ -419,6 +409,12 @@ class SqliteDirectory:
     ) -> Sequence[Change]:
         """Let `after` be what is said, and say what is different."""
         _check(before, after)
+        changed = [now for name, now in after.items() if before.get(name) != now]
+        strange = [*mistakes_in_keys(after), *mistakes_in_made_keys(connection, changed)]
+        if strange:
+            raise DocumentInvalid(
+                [Mistake("", problem, (name, "keys", index, "hash")) for name, index, problem in strange]
+            )
         made = changes(before, after)
         if dry_run or not made:
             return made
@@ -436,6 +432,7 @@ class SqliteDirectory:
                     "declaration = excluded.declaration, removed_at = NULL",
                     (name, to_text(declared_to_json(now)), source),
                 )
+                declare_keys(connection, name, now.keys, self._clock())
             action = "tenant made" if was is None else "tenant removed" if now is None else "tenant changed"
             self._note(
                 connection, who, action, name,

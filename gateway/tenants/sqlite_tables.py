@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.database.json_text import to_text
+from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.errors import KeyUnknown
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, KeyTerms, Tenant, TopUp
 from gateway.tenants import key_format
-from gateway.tenants.contract import Declared, Key
+from gateway.tenants.contract import Declared, DeclaredKey, Key
 from gateway.tenants.declarations import (
     declared_from_json,
     terms_from_json,
@@ -94,6 +96,14 @@ SCHEMA = (
     CREATE TRIGGER top_up_changed AFTER UPDATE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
     CREATE TRIGGER top_up_deleted AFTER DELETE ON top_ups BEGIN UPDATE keys_revision SET revision = random(); END;
     """,
+    # A key that was made elsewhere is declared with its tenant; it is dropped when it is declared no more.
+    """
+    ALTER TABLE keys ADD COLUMN source TEXT NOT NULL DEFAULT 'made' CHECK (source IN ('made', 'declared', 'dropped'));
+    DROP TRIGGER key_changed;
+    CREATE TRIGGER key_changed
+        AFTER UPDATE OF id, tenant, name, hash, revoked_at, terms, expires_at, replaced_by, place, source ON keys
+        BEGIN UPDATE keys_revision SET revision = random(); END;
+    """,
 )
 
 
@@ -125,10 +135,10 @@ def load(connection: sqlite3.Connection, revision: int) -> Snapshot:
     callers: dict[bytes, Caller] = {}
     revoked: set[bytes] = set()
     removed: set[bytes] = set()
-    for identity, tenant, digest, revoked_at, said, expires_at, place in connection.execute(
-        "SELECT id, tenant, hash, revoked_at, terms, expires_at, place FROM keys"
+    for identity, tenant, digest, is_ended, said, expires_at, place in connection.execute(
+        "SELECT id, tenant, hash, revoked_at IS NOT NULL OR source = 'dropped', terms, expires_at, place FROM keys"
     ):
-        if revoked_at is not None:
+        if is_ended:
             revoked.add(digest)
         elif tenant not in tenants:
             removed.add(digest)
@@ -156,12 +166,23 @@ def declared_in(connection: sqlite3.Connection) -> Sequence[Declared]:
 
 def keys_in(connection: sqlite3.Connection, condition: str, *values: object) -> Sequence[Key]:
     query = (
-        "SELECT id, tenant, name, hint, created_at, revoked_at, terms, expires_at, last_used_at, replaced_by "
-        f"FROM keys WHERE {condition} ORDER BY created_at, id"
+        "SELECT id, tenant, name, hint, created_at, revoked_at, terms, expires_at, last_used_at, replaced_by, "
+        f"source = 'declared' FROM keys WHERE {condition} ORDER BY created_at, id"
     )
     return [
-        Key(identity, tenant, name, hint, made_at, revoked_at, _terms(said, expires_at), used_at, replaced_by)
-        for identity, tenant, name, hint, made_at, revoked_at, said, expires_at, used_at, replaced_by in (
+        Key(
+            identity,
+            tenant,
+            name,
+            hint,
+            made_at,
+            revoked_at,
+            _terms(said, ends),
+            used_at,
+            next_id,
+            bool(declared),
+        )
+        for identity, tenant, name, hint, made_at, revoked_at, said, ends, used_at, next_id, declared in (
             connection.execute(query, values)
         )
     ]
@@ -171,7 +192,7 @@ def key_in_force(connection: sqlite3.Connection, key: str) -> Key:
     """The one key that is named so and was not revoked. Raises KeyUnknown."""
     matches = keys_in(
         connection,
-        "(id = ? OR hint = ? OR hash = ?) AND revoked_at IS NULL",
+        "(id = ? OR hint = ? OR hash = ?) AND revoked_at IS NULL AND source != 'dropped'",
         key,
         key,
         key_format.hashed(key),
@@ -183,6 +204,104 @@ def key_in_force(connection: sqlite3.Connection, key: str) -> Key:
             else "More than one key has this hint: name the key by its id; see `gateway keys list`."
         )
     return matches[0]
+
+
+def amendable_key(connection: sqlite3.Connection, key: str) -> Key:
+    """The same, if what it may is not said with its tenant. Raises KeyUnknown and DocumentInvalid."""
+    found = key_in_force(connection, key)
+    if found.is_declared:
+        raise DocumentInvalid(
+            [Mistake("", f"is declared with {found.tenant}: say it there, or revoke the key", (found.id,))]
+        )
+    return found
+
+
+def insert_key(
+    connection: sqlite3.Connection,
+    *,
+    tenant: str,
+    name: str,
+    hint: str,
+    digest: bytes,
+    terms: KeyTerms,
+    source: str,
+    now: float,
+) -> str:
+    """The id of a new key."""
+    identity = uuid.uuid4().hex[:12]
+    connection.execute(
+        "INSERT INTO keys (id, tenant, name, hint, hash, created_at, terms, expires_at, place, source) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            identity,
+            tenant,
+            name,
+            hint,
+            digest,
+            now,
+            terms_text(terms),
+            terms.expires_at,
+            next_place(connection) if terms.rate else 0,
+            source,
+        ),
+    )
+    return identity
+
+
+def amend_key(connection: sqlite3.Connection, identity: str, name: str, terms: KeyTerms) -> None:
+    connection.execute(
+        "UPDATE keys SET name = ?, terms = ?, expires_at = ? WHERE id = ?",
+        (name, terms_text(terms), terms.expires_at, identity),
+    )
+    if terms.rate:
+        connection.execute(
+            "UPDATE keys SET place = ? WHERE id = ? AND place = 0", (next_place(connection), identity)
+        )
+
+
+def mistakes_in_made_keys(
+    connection: sqlite3.Connection, declared: Iterable[Declared]
+) -> Iterator[tuple[str, int, str]]:
+    """Which of a tenant's declared keys, by its number, was made here."""
+    for tenant in declared:
+        for index, key in enumerate(tenant.keys):
+            found = connection.execute("SELECT source FROM keys WHERE hash = ?", (_digest(key),)).fetchone()
+            if found == ("made",):
+                yield tenant.name, index, "was made by this gateway, which knows it: leave it out"
+
+
+def declare_keys(
+    connection: sqlite3.Connection, tenant: str, keys: Sequence[DeclaredKey], now: float
+) -> None:
+    """Let these be the keys that are declared with a tenant. One that was revoked stays so."""
+    for (digest,) in connection.execute(
+        "SELECT hash FROM keys WHERE tenant = ? AND source = 'declared'", (tenant,)
+    ).fetchall():
+        if digest not in map(_digest, keys):
+            connection.execute("UPDATE keys SET source = 'dropped' WHERE hash = ?", (digest,))
+    for key in keys:
+        digest = _digest(key)
+        (identity,) = connection.execute("SELECT MAX(id) FROM keys WHERE hash = ?", (digest,)).fetchone()
+        if identity is None:
+            insert_key(
+                connection,
+                tenant=tenant,
+                name=key.name,
+                hint=key.hash[:15],
+                digest=digest,
+                terms=key.terms,
+                source="declared",
+                now=now,
+            )
+        else:
+            connection.execute(
+                "UPDATE keys SET tenant = ?, source = 'declared' WHERE id = ?", (tenant, identity)
+            )
+            amend_key(connection, identity, key.name, key.terms)
+
+
+def _digest(key: DeclaredKey) -> bytes:
+    return bytes.fromhex(key.hash.removeprefix("sha256:"))
 
 
 def terms_text(terms: KeyTerms) -> str:

@@ -17,6 +17,7 @@ from gateway.tenants.declarations import (
     Weekday,
     Zone,
     mistakes_in_entry,
+    mistakes_in_keys,
     mistakes_in_name,
     mistakes_in_tree,
 )
@@ -66,3 +67,5 @@ def _mistakes(
         yield from mistakes_in_entry(entry, ("tenants", name), known)
     for name, problem in mistakes_in_tree(declared):
         yield ("tenants", name, "parent"), problem
+    for name, index, problem in mistakes_in_keys(declared):
+        yield ("tenants", name, "keys", index, "hash"), problem

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,8 @@ from gateway.domain.errors import (
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, KeyTerms, Rate, Role, TopUp
 from gateway.domain.window import Window
-from gateway.tenants.contract import Declared
+from gateway.tenants import key_format
+from gateway.tenants.contract import Declared, DeclaredKey
 from gateway.tenants.sqlite import SqliteDirectory
 from tests.contracts.ledger_books import NOON, MovableClock
 
@@ -483,3 +485,113 @@ async def test_uses_that_could_not_be_written_down_are_written_down_later(house:
 
 async def test_what_is_said_comes_out_as_it_went_in(house: House) -> None:
     assert await house.open().declared() == FILE
+
+
+ELSEWHERE = key_format.made()
+"""A key that no gateway has made."""
+
+
+def _with(*keys: DeclaredKey, name: str = "film") -> list[Declared]:
+    return [replace(each, keys=keys) if each.name == name else each for each in FILE]
+
+
+def _declared(key: str = ELSEWHERE, **terms: Any) -> DeclaredKey:
+    return DeclaredKey(key_format.hash_text(key), "ci", KeyTerms(**terms))
+
+
+async def test_a_key_that_was_made_elsewhere_opens_what_its_declaration_says(house: House) -> None:
+    directory, other = house.open(), house.open()
+    with pytest.raises(Unauthenticated):
+        other.authenticate(ELSEWHERE)
+
+    made = await directory.apply(_with(_declared(rate=Rate(60, 60, 10))), who="a file")
+
+    caller = other.authenticate(ELSEWHERE)
+    assert (caller.tenant.name, caller.terms.rate) == ("film", Rate(60, 60, 10))
+    assert caller.place > 0
+    (change,) = made
+    assert change.what == f"film.keys.{key_format.hash_text(ELSEWHERE)[:15]}"
+    assert ELSEWHERE not in str(made)
+    (known,) = await directory.listed("film")
+    assert (known.name, known.id) == ("ci", caller.key_id)
+    assert known.is_declared is True
+
+    await directory.apply(_with(_declared(role=Role.READER)), who="a file")
+    amended = other.authenticate(ELSEWHERE)
+    assert (amended.key_id, amended.terms) == (caller.key_id, KeyTerms(role=Role.READER))
+    assert list(await directory.apply(_with(_declared(role=Role.READER)), who="a file")) == []
+
+
+async def test_a_key_that_is_declared_no_more_opens_nothing_until_it_is_again(house: House) -> None:
+    directory, other = house.open(), house.open()
+    await directory.apply(_with(_declared()), who="a file")
+    caller = other.authenticate(ELSEWHERE)
+
+    await directory.apply(FILE, who="a file")
+    with pytest.raises(Unauthenticated):
+        other.authenticate(ELSEWHERE)
+    with pytest.raises(KeyUnknown):
+        await directory.revoke(caller.key_id)
+
+    await directory.apply(_with(_declared()), who="a file")
+    assert other.authenticate(ELSEWHERE).key_id == caller.key_id
+    await directory.apply([each for each in FILE if each.name != "film"], who="a file")
+    with pytest.raises(Unauthenticated):
+        other.authenticate(ELSEWHERE)
+    # The tenant is back, and its key is not.
+    await directory.apply(FILE, who="a file")
+    with pytest.raises(Unauthenticated):
+        other.authenticate(ELSEWHERE)
+
+
+async def test_a_declared_key_goes_with_the_tenant_that_declares_it(house: House) -> None:
+    directory = house.open()
+    for name in ("zenith", "acme", "film"):
+        await directory.apply(_with(_declared(), name=name), who="a file")
+        assert directory.authenticate(ELSEWHERE).tenant.name == name
+
+
+async def test_a_declared_key_that_was_revoked_stays_so_whatever_is_applied(house: House) -> None:
+    directory = house.open()
+    await directory.apply(_with(_declared()), who="a file")
+    await directory.revoke(directory.authenticate(ELSEWHERE).key_id)
+
+    for file in (_with(_declared(role=Role.READER)), FILE, _with(_declared())):
+        await directory.apply(file, who="a file")
+        with pytest.raises(Unauthenticated, match="revoked"):
+            directory.authenticate(ELSEWHERE)
+
+
+async def test_what_a_declared_key_may_is_said_with_its_tenant_alone(house: House) -> None:
+    directory = house.open()
+    await directory.apply(_with(_declared()), who="a file")
+    identity = directory.authenticate(ELSEWHERE).key_id
+
+    with pytest.raises(DocumentInvalid, match="declared with film"):
+        await directory.rotate(identity, overlap_seconds=0)
+    with pytest.raises(DocumentInvalid, match="declared with film"):
+        await directory.amend(identity, name="another")
+
+
+async def test_a_key_is_one_tenants_and_declared_or_made_and_not_both(house: House) -> None:
+    directory = house.open()
+    made = await directory.create("film", "laptop")
+    await directory.apply(_with(_declared()), who="a file")
+    before = await directory.audit()
+
+    with pytest.raises(DocumentInvalid, match="made by this gateway"):
+        await directory.apply(_with(_declared(made)), who="a file", dry_run=True)
+    with pytest.raises(DocumentInvalid, match="key of film already"):
+        await directory.put(replace(FILE[2], keys=(_declared(),)), who="somebody")
+
+    assert await directory.audit() == before
+    assert directory.authenticate(made).tenant.name == "film"
+
+
+async def test_a_tenant_that_is_moved_keeps_the_keys_that_it_declares(house: House) -> None:
+    directory = house.open()
+    await directory.apply(_with(_declared()), who="a file")
+
+    await directory.move("film", parent="zenith", who="somebody")
+
+    assert directory.authenticate(ELSEWHERE).tenant.path == "zenith/film"

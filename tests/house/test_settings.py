@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from gateway.app.opening import declared
 from gateway.domain.generation import Json
 from gateway.settings import Settings, load_settings, setting_names
-from gateway.tenants.declarations import BudgetEntry, TenantEntry
+from gateway.tenants.declarations import BudgetEntry, KeyEntry, RateEntry, TenantEntry
 from gateway.tenants.yaml_files import TenantsFile
 from tests.house.project import PROJECT, table_rows, text_of
 
@@ -121,10 +121,13 @@ def test_the_example_of_tenants_shows_everything_that_can_be_said() -> None:
     file = yaml.safe_load(text_of("config/tenants.example.yaml"))
     entries = list(file["tenants"].values())
     budgets = [budget for entry in entries for budget in entry.get("budgets", ())]
+    keys = [key for entry in entries for key in entry.get("keys", ())]
 
     assert set(file) == set(TenantsFile.model_fields)
     assert set().union(*entries) == set(TenantEntry.model_fields)
     assert set().union(*budgets) == set(BudgetEntry.model_fields)
+    assert set().union(*keys) == set(KeyEntry.model_fields)
+    assert set().union(*(key["rate"] for key in keys)) == set(RateEntry.model_fields)
     assert {budget.get("per") for budget in budgets} == {
         *(None, "day", "week", "month", "quarter", "year", "total")
     }

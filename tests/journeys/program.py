@@ -33,20 +33,24 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 async def run(
-    *arguments: str | Path, program: tuple[str, ...] = MODULE, directory: Path = PROJECT, **variables: str
+    *arguments: str | Path,
+    program: tuple[str, ...] = MODULE,
+    directory: Path = PROJECT,
+    given: str = "",
+    **variables: str,
 ) -> Ended:
-    """Run the command to its end."""
+    """Run the command to its end; `given` is what stands in its standard input."""
     process = await asyncio.create_subprocess_exec(
         *program,
         *map(str, arguments),
         cwd=directory,
         env=environment(variables),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(_PATIENCE_SECONDS):
-        out, err = await process.communicate()
+        out, err = await process.communicate(given.encode())
     return Ended(process.returncode or 0, out.decode(), err.decode())
 
 

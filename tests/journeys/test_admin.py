@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.domain.tenant import KeyTerms, Rate, Role
+from gateway.tenants import key_format
 from tests.house.project import table_rows, text_of
 from tests.journeys.conftest import OpenHouse
 from tests.journeys.running import MODEL, PRICE_MICROS, Answer, House, video
@@ -338,3 +339,25 @@ async def test_a_rate_of_an_amended_key_counts_at_once_and_over_requests_at_the_
 
     assert sorted(answer.status for answer in answers) == [200] * 3 + [429] * 9
     assert Rate(3, 3600, 3) == house.gateway.keys.authenticate(made["key"]).terms.rate
+
+
+async def test_a_key_that_is_declared_is_amended_where_it_is_declared(admin: Administrator) -> None:
+    key = key_format.made()
+    admin.house.secrets.add(key)
+    said = ORGANISATION["film"] | {"keys": [{"hash": key_format.hash_text(key), "name": "ci"}]}
+
+    told = await admin.has("PUT", "/tenants/film", json=said)
+    (known,) = (await admin.has("GET", "/keys?tenant=film"))["keys"]
+
+    assert key not in str(told)
+    assert (known["is_declared"], known["name"]) == (True, "ci")
+    assert (await admin.house.make(key=key)).status == 200
+    for method, path in (("PATCH", ""), ("POST", "/rotate")):
+        answer = await admin.ask(method, f"/keys/{known['id']}{path}", json={})
+        assert "say it there" in answer.refused(400, "invalid_declaration")["error"]
+    narrowed = said | {"keys": [said["keys"][0] | {"role": "reader"}]}
+    await admin.has("PUT", "/tenants/film", json=narrowed)
+    (await admin.house.make(key=key)).refused(403, "key_forbidden")
+    assert (await admin.has("GET", "/tenants/film"))["declaration"]["keys"] == narrowed["keys"]
+    await admin.has("DELETE", f"/keys/{known['id']}")
+    (await admin.house.make(key=key)).refused(401, "invalid_api_key")

@@ -146,3 +146,36 @@ async def test_sighup_applies_the_file_to_a_gateway_that_runs(config: Path, work
                 await asyncio.sleep(0.02)
         gateway.terminate()
         assert await gateway.ended() == 0
+
+
+async def test_what_was_changed_is_exported_as_a_file_that_changes_nothing(config: Path) -> None:
+    arguments = ("--config", config)
+    made, hashed = (await run("keys", "hash", "--new")).out.split()
+    with_key = TREE + f"    keys: [{{hash: '{hashed}', name: ci, rate: {{requests: 6, per: hour}}}}]\n"
+    config.with_name("tenants.yaml").write_text(with_key)
+    await run("tenants", "move", "film", "--to-the-top", *arguments)
+
+    exported = await run("tenants", "export", *arguments)
+    config.with_name("exported.yaml").write_text(exported.out)
+    applied = await run("tenants", "apply", config.with_name("exported.yaml"), *arguments)
+    checked = await run("config", "check", *arguments, "--set", "tenants=exported.yaml")
+
+    assert exported.code == 0, exported.err
+    assert "parent" not in exported.out
+    assert hashed in exported.out
+    assert made not in exported.out + with_key
+    assert applied.out == "no change.\n", applied.err
+    assert checked.code == 0, checked.err
+    listed = json.loads((await run("keys", "list", "--json", *arguments)).out)
+    assert [(key["name"], key["is_declared"]) for key in listed] == [("ci", True)]
+
+
+async def test_a_key_is_hashed_from_standard_input_and_what_is_none_is_refused() -> None:
+    made, hashed = (await run("keys", "hash", "--new")).out.split()
+
+    assert (await run("keys", "hash", given=f"{made}\n")).out == f"{hashed}\n"
+    for wrong in ("", "secret", f"{made[:-1]}\n", made.swapcase()):
+        refused = await run("keys", "hash", given=wrong)
+        assert (refused.code, refused.out) == (1, "")
+        assert "--new" in refused.err
+        assert "Traceback" not in refused.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, KeyTerms, Rate, Role
 from gateway.domain.window import Per, Window
-from gateway.tenants.contract import Declared
+from gateway.tenants.contract import Declared, DeclaredKey
 from gateway.tenants.declarations import (
     changes,
     declared_from_json,
@@ -45,7 +45,16 @@ tenants:
       - {limit_usd: "300.000001", rolling: 4w, alert_at: [100, 80]}
       - {limit_usd: 6, per: week, week_starts: monday, zone: America/New_York}
       - {limit_usd: 1, per: total, first_day: "2026-12-01", last_day: "2026-12-31", name: campaign}
-  interns: {parent: film}
+  interns:
+    parent: film
+    keys:
+      - hash: "sha256:5555555555555555555555555555555555555555555555555555555555555555"
+        name: nightly
+        models: [video]
+        budgets: [{limit_usd: 5, per: day}]
+        rate: {requests: 60, per: minute}
+        expires_at: "2030-01-01T00:00:00Z"
+      - {hash: "sha256:6666666666666666666666666666666666666666666666666666666666666666", role: reader}
 """
 
 
@@ -79,6 +88,19 @@ def test_everything_that_can_be_said_of_a_tenant_means_what_it_says(tmp_path: Pa
     tenants = tree(said.values(), {})
     assert tenants["interns"].path == "acme/film/interns"
     assert tenants["interns"].cache_scope == "acme"
+    assert said["interns"].keys == (
+        DeclaredKey(
+            f"sha256:{'5' * 64}",
+            "nightly",
+            KeyTerms(
+                models=video,
+                budgets=(Budget(Money.exactly(5), Window(Per.DAY, zone=berlin)),),
+                rate=Rate(60, 60, 60),
+                expires_at=datetime(2030, 1, 1, tzinfo=UTC).timestamp(),
+            ),
+        ),
+        DeclaredKey(f"sha256:{'6' * 64}", terms=KeyTerms(role=Role.READER)),
+    )
     assert [model for model in MODELS if tenants["interns"].may_use(model)] == [*MODELS]
 
 
@@ -117,6 +139,8 @@ def test_a_keys_terms_are_the_same_after_they_were_told_as_json() -> None:
     assert terms_from_json({"rate": {"requests": 5, "per": "hour"}}).rate == Rate(5, 3600, 5)
 
 
+HASHED = f"hash: 'sha256:{'5' * 64}'"
+KEYS = "tenants:\n  a:\n    budgets: []\n    keys:\n      - {%s}\n"
 BUDGET = "tenants:\n  a:\n    budgets:\n      - {%s}\n"
 
 
@@ -167,6 +191,18 @@ BUDGET = "tenants:\n  a:\n    budgets:\n      - {%s}\n"
         ("groups:\n  v: [klin-2.6]\ntenants: {}\n", r":2:\d+: .*did you mean kling-2.6"),
         ("groups:\n  kling-2.6: [kling-2.6]\ntenants: {}\n", r":2:\d+: .*is a model"),
         ("zone: Mars\ntenants: {}\n", r":1:\d+: zone: unknown time zone Mars"),
+        ("zone: Factory\ntenants: {}\n", r":1:\d+: zone: unknown time zone Factory"),
+        ("zone: localtime\ntenants: {}\n", r":1:\d+: zone: unknown time zone localtime"),
+        (KEYS % "hash: gwk_0123", r":5:\d+: .*keys\[0\].hash: .*gateway keys hash"),
+        (KEYS % f"hash: 'sha256:{'A' * 64}'", r":5:\d+: .*keys\[0\].hash: .*64 hexadecimal digits"),
+        (KEYS % "name: x", r":5:\d+: .*keys\[0\].hash: is missing"),
+        (KEYS % f"{HASHED}, role: boss", r":5:\d+: .*keys\[0\].role: .*boss"),
+        (
+            KEYS % f"{HASHED}, models: [flux-schnel]",
+            r":5:\d+: .*keys\[0\].models\[0\]: .*did you mean flux-schnell",
+        ),
+        (KEYS % f"{HASHED}, budgets: [{{limit_usd: 1}}]", r":5:\d+: .*keys\[0\].budgets\[0\]: .*one of per"),
+        (KEYS % HASHED + f"      - {{{HASHED}}}\n", r":6:\d+: .*keys\[1\].hash: is a key of a already"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line_its_field_and_what_would_be_right(
