@@ -118,6 +118,7 @@ def opened_front(
             front_door.request_ids,
             clock,
             settings.listen.max_body_bytes,
+            asyncio.get_running_loop().call_soon,
         )
     links = Links(_link_secret(directory), lifetime_seconds=settings.links.lifetime_seconds, clock=clock)
     front = routes.front(

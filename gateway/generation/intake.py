@@ -100,6 +100,16 @@ def fingerprint_of_plain(scope: str | None, model: Model, body: bytes) -> Finger
     return fingerprint_of(model.name, parameters, scope=scope)
 
 
+def respelled(body: bytes) -> bytes:
+    """A plain body as everybody would write it who means the same; any other as it is.
+
+    Order, white space and the forms of numbers and texts are gone, so the name that a body stands for can be known by
+    these bytes. It is no canonical form: two that differ may still mean the same, as 1 and 1.0 do.
+    """
+    given = _parse_plain(body)
+    return body if given is None else orjson.dumps(given, option=orjson.OPT_SORT_KEYS)
+
+
 def _parse_plain(body: bytes) -> dict[str, Json] | None:
     """The object in a body like most are, without nesting or anything odd; None for the strict parser to judge.
 

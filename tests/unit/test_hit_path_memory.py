@@ -131,7 +131,9 @@ async def test_what_is_remembered_of_requests_takes_no_more_room_than_it_may(tmp
                     itemgetter(0, 1), tuple(range(number, number + 3)), number, 0.0, float(number), 0.0,
                     Digest("0" * 64), 0.0, head + b"%d" % number, UNUSED, 4000,
                 )  # fmt: skip
-                repeats.note(b"POST /v1/x HTTP/1.1\r\n\r\n%d" % number, repeat)
+                repeats.note(("gwk_x", "x", b'{"prompt":"%d"}' % number), repeat)
+                for _ in range(2):
+                    repeats.meet(b"POST /v1/x HTTP/1.1\r\n\r\n%d" % number, repeat)
                 memory._note_question(("x", None, b'{"prompt":"%d"}' % number), Fingerprint(f"{number:064}"))
             taken, _ = tracemalloc.get_traced_memory()
         finally:
@@ -168,9 +170,8 @@ class Revoking:
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_key_that_is_revoked_while_it_is_looked_at_opens_nothing_afterwards(before: bool) -> None:
-    path = HitPath(
-        UNUSED, UNUSED, UNUSED, UNUSED, cast("Any", Revoking(before=before)), RequestIds(), lambda: 0.0, MIB
-    )
+    keys = cast("Any", Revoking(before=before))
+    path = HitPath(UNUSED, UNUSED, UNUSED, UNUSED, keys, RequestIds(), lambda: 0.0, MIB, UNUSED)
     ask = Ask(0, "model", "gwk_1")
     first = path.caller(ask, 0.0)
     assert (first is None) == before

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.domain.errors import MalformedRequest
-from gateway.generation.intake import parse
+from gateway.generation.intake import parse, respelled
 
 
 def test_an_object_is_read_as_it_is() -> None:
@@ -108,3 +108,25 @@ def test_every_body_is_read_to_the_letter_names_given_twice_and_large_numbers_to
 )
 def test_an_odd_body_is_read_to_the_letter(body: bytes) -> None:
     assert repr(_read(body)) == repr(_strictly(body))
+
+
+@given(
+    members=st.dictionaries(_TEXTS, _VALUES, max_size=4), ascii_only=st.booleans(), backwards=st.booleans()
+)
+def test_a_body_that_is_respelled_says_what_it_said_type_by_type(
+    members: dict[str, object], ascii_only: bool, backwards: bool
+) -> None:
+    written = dict(reversed(members.items())) if backwards else members
+    said = parse(respelled(json.dumps(written, ensure_ascii=ascii_only).encode()))
+
+    assert repr(sorted(said.items())) == repr(sorted(parse(json.dumps(members).encode()).items()))
+
+
+def test_order_white_space_and_forms_of_numbers_and_texts_do_not_matter_to_what_is_said() -> None:
+    spellings = (
+        b'{"seed": 7, "scale": 4.5, "prompt": "\xc3\xbc"}',
+        b'{"prompt":"\\u00fc","scale":45e-1,"seed":7}',
+        b'\n{ "scale" : 4.50,\t"prompt": "\\u00FC", "seed":\r7 }',
+    )
+    assert len({respelled(body) for body in spellings}) == 1
+    assert len({respelled(b'{"seed": 7}'), respelled(b'{"seed": 7.0}'), respelled(b'{"seed": true}')}) == 3

@@ -17,6 +17,7 @@ from gateway.database.marks import Marks
 from gateway.domain.clock import Clock
 from gateway.domain.errors import GatewayError
 from gateway.domain.tenant import Caller, Role
+from gateway.generation import intake
 from gateway.http import ranges
 from gateway.http.hit_path.memory import (
     LOOK_EVERY_SECONDS,
@@ -55,6 +56,7 @@ class HitPath:
         request_ids: RequestIds,
         clock: Clock,
         max_body_bytes: int,
+        call_soon: Callable[[Callable[[], object]], object],
     ) -> None:
         self.memory = memory
         self.repeats = repeats
@@ -69,8 +71,26 @@ class HitPath:
         """Of the keys, as of `looked_at`."""
         self.looked_at = -math.inf
         self._keys = keys
+        self._call_soon = call_soon
         self._second = -1
         self._date = b""
+        self._unsent: list[tuple[asyncio.Transport, bytes]] = []
+
+    def send(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Write it when this turn of the loop is over, together with all others of the turn.
+
+        A caller is woken by its answer, and to wake somebody costs more than to answer: callers that are woken one
+        right after the other are still awake.
+        """
+        if not self._unsent:
+            self._call_soon(self.send_all)
+        self._unsent.append((transport, answer))
+
+    def send_all(self) -> None:
+        """Write what is to be written: to be called before anything else may write to one of these transports."""
+        unsent, self._unsent = self._unsent, []
+        for transport, answer in unsent:
+            transport.write(answer)
 
     def caller(self, ask: Ask, now: float) -> Caller | None:
         """Who asks; None for whom the ordinary application is to refuse, or to count how often it asks."""
@@ -204,11 +224,13 @@ class HitConnection(RequestHandler):
         return head
 
     def _hand_on(self, data: bytes) -> None:
+        self._path.send_all()
         if data:  # else aiohttp goes on by itself with what it has
             self._aligned = False
         super().data_received(data)
 
     def _hand_on_whole(self, data: bytes) -> None:
+        self._path.send_all()
         known = self._request_count
         super().data_received(data)
         # One request was handed on; a parser that has found none or two has another opinion of where it ends. What is
@@ -271,7 +293,7 @@ class HitConnection(RequestHandler):
         ):
             return False
         head = repeat.head % (path.request_ids.next_bytes(), path.age(repeat.made_at), path.date())
-        transport.write(head + medium.content)
+        path.send(transport, head + medium.content)
         self._next_keepalive_close_time = now + self._keepalive_timeout
         repeat.counted.add(repeat.saved_micros, self._loop.time() - now, len(medium.content))
         return True
@@ -279,15 +301,23 @@ class HitConnection(RequestHandler):
     def _answer(self, ask: Ask, data: bytes, end: int, now: float) -> bool:
         """Answer what is known; `data` is all of the request, and its body begins at `end`."""
         path = self._path
+        if ask.body_bytes > path.max_body_bytes:
+            return False
+        said = intake.respelled(data[end:])
+        question = (ask.key, ask.model, said)
+        repeat = path.repeats.by_question.get(question)
+        if repeat is not None and self._answer_again(repeat, now):
+            path.repeats.meet(data, repeat)
+            return True
         keys_mark = path.marks.read(KEYS_PLACE)
         caller = path.caller(ask, now)
-        if caller is None or ask.body_bytes > path.max_body_bytes:
+        if caller is None:
             return False
         known = path.memory.hit(caller.tenant.cache_scope, ask.model, data[end:], now)
         balance = path.memory.balance(caller)
         if known is None or balance is None:
             return False
-        hit, medium, is_repeat = known
+        hit, medium = known
         counted = path.served.hits(caller, ask.model, hit.purchase)
         request, age, date = path.request_ids.next_bytes(), path.age(hit.made_at), path.date()
         if balance.left is None:
@@ -300,8 +330,10 @@ class HitConnection(RequestHandler):
 
         if not self._send(head, medium, 0, medium.size_bytes, now, sent):
             return False
-        if is_repeat and medium.content is not None:
-            path.repeats.note(data, repeat_of(hit, balance, (KEYS_PLACE, keys_mark), path.revision, counted))
+        if medium.content is not None and len(said) <= MOST_QUESTION_BYTES:
+            repeat = repeat_of(hit, balance, (KEYS_PLACE, keys_mark), path.revision, counted)
+            path.repeats.note(question, repeat)
+            path.repeats.meet(data, repeat)
         return True
 
     def _fetch(self, fetch: Fetch, now: float) -> bool:
@@ -341,7 +373,7 @@ class HitConnection(RequestHandler):
             self._send_file(transport, head, medium, start, count, sent)
             return True
         content = medium.content if count == medium.size_bytes else medium.content[start : start + count]
-        transport.write(head + content)
+        self._path.send(transport, head + content)
         self._next_keepalive_close_time = now + self._keepalive_timeout
         sent(count)
         return True
@@ -355,6 +387,7 @@ class HitConnection(RequestHandler):
         count: int,
         sent: Callable[[int], None],
     ) -> None:
+        self._path.send_all()
         if self._out is None:
             self._out = transport.get_extra_info("socket").dup()
         try:
@@ -412,6 +445,10 @@ class HitConnection(RequestHandler):
         else:
             # aiohttp takes the connection for idle.
             self._keepalive_handle = self._loop.call_later(self._keepalive_timeout, self._process_keepalive)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 -- aiohttp's signature
+        self._path.send_all()
+        await super().shutdown(timeout)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._let_go_of_held()

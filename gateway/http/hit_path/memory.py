@@ -30,7 +30,7 @@ from gateway.ledger.contract import Statements
 
 T = TypeVar("T")
 Question = tuple[str, str | None, bytes]
-"""A model, the tenant for whom it is private, and the bytes of a body."""
+"""A model, the tenant for whom it is private, and what a body says (`intake.respelled`)."""
 
 Identity = tuple[int, int, int, int]
 """By what a file is known again, whatever is done to it: inode, size, times of modification and of change."""
@@ -39,7 +39,7 @@ SMALL_BYTES = 64 * 2**10
 """Media up to this size are kept in memory; larger ones as open files."""
 
 MOST_QUESTION_BYTES = 64 * 2**10
-"""Bodies up to this size are known again by their bytes."""
+"""Bodies up to this size are known again by what they say."""
 
 BELIEVED_SECONDS = 60.0
 """After this, what is asked for is learnt anew behind the answer's back: stores want to be told what is in use."""
@@ -188,21 +188,19 @@ class Memory:
 
     # --- What is known
 
-    def hit(self, scope: str | None, model: str, body: bytes, now: float) -> tuple[Hit, Medium, bool] | None:
-        """What answers the request, if that is known and still true, and whether its body was known by its bytes.
+    def hit(self, scope: str | None, model: str, said: bytes, now: float) -> tuple[Hit, Medium] | None:
+        """What answers a request whose body says this (`intake.respelled`), if that is known and still true.
 
         `now` is monotonic.
         """
-        question = (model, scope, body)
+        question = (model, scope, said)
         fingerprint = self._questions.get(question)
-        is_repeat = fingerprint is not None
         if fingerprint is None:
-            fingerprint = self._read(scope, model, body)
+            fingerprint = self._read(scope, model, said)
             if fingerprint is None or fingerprint not in self._hits:
                 return None
             self._note_question(question, fingerprint)
-        believed = self._believed(fingerprint, now)
-        return believed and (*believed, is_repeat)
+        return self._believed(fingerprint, now)
 
     def _read(self, scope: str | None, model: str, body: bytes) -> Fingerprint | None:
         try:
@@ -278,7 +276,8 @@ class Memory:
     def learn_hit(self, caller: Caller, request: GenerationRequest, body: bytes) -> None:
         """The ordinary application has answered this with a hit: it can be done from memory next time."""
         tenant = caller.tenant
-        self._note_question((request.model, tenant.cache_scope, body), request.fingerprint)
+        said = intake.respelled(body)
+        self._note_question((request.model, tenant.cache_scope, said), request.fingerprint)
         if self._believed(request.fingerprint, self._monotonic()) is None:
             self._learn(("hit", request.fingerprint), self._study_generation, request.fingerprint)
         if self.balance(caller) is None:

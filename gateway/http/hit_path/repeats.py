@@ -1,4 +1,4 @@
-"""Requests that were answered from memory before, byte for byte: what their next answer takes, in one place."""
+"""Requests that were answered from memory before: what their next answer takes, in one place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from gateway.http.hit_path.memory import BELIEVED_SECONDS, Balance, Hit
 from gateway.http.hit_path.served import Counted, CountedByPurchase
 
 _REPEAT_BYTES = 1500
-"""What a request costs beside its own bytes: the head of its answer, marks, a place in a table."""
+"""What a question costs beside its own bytes: the head of its answer, marks, a place in a table."""
+
+_BYTES_OF_A_PLACE = 200
+_MOST_MET = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +67,44 @@ def repeat_of(
     )
 
 
+Question = tuple[str, str, bytes]
+"""A key, a model, and what a body says (`intake.respelled`)."""
+
+
 class Repeats(dict[bytes, Repeat]):
-    """By their bytes. When they are too many all are forgotten: they are put together again as they come."""
+    """By the bytes of whole requests, and by what they say: it is said in many ways, but by each client in one.
+
+    When they are too many all are forgotten: they are put together again as they come.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__()
+        self.by_question: dict[Question, Repeat] = {}
+        self._met: set[int] = set()
         self._most_bytes = most_bytes
         self._bytes = 0
 
-    def note(self, request: bytes, repeat: Repeat) -> None:
-        """Remember what the next answer to these very bytes takes."""
-        if request not in self:
-            self._bytes += len(request) + _REPEAT_BYTES
-            if self._bytes > self._most_bytes:
-                self.clear()
-                self._bytes = len(request) + _REPEAT_BYTES
-        self[request] = repeat
+    def note(self, question: Question, repeat: Repeat) -> None:
+        """Remember what the next answer to this question takes."""
+        if question not in self.by_question:
+            self._make_room(len(question[2]) + _REPEAT_BYTES)
+        self.by_question[question] = repeat
+
+    def meet(self, request: bytes, repeat: Repeat) -> None:
+        """`request` was answered with `repeat`: if these very bytes came before, they are likely to come again."""
+        met = hash(request)
+        if met in self._met:
+            if request not in self:
+                self._make_room(len(request) + _BYTES_OF_A_PLACE)
+            self[request] = repeat
+        elif len(self._met) < _MOST_MET:
+            self._met.add(met)
+        else:
+            self._met = {met}
+
+    def _make_room(self, more_bytes: int) -> None:
+        self._bytes += more_bytes
+        if self._bytes > self._most_bytes:
+            self.clear()
+            self.by_question.clear()
+            self._bytes = more_bytes
