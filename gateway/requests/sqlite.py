@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -206,7 +206,7 @@ class SqliteTallies:
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
         self._counted: dict[tuple[int, Party, str], Tally] = {}
-        self._feeders: list[Callable[[], None]] = []
+        self._feeders: list[Callable[[], Awaitable[None]]] = []
         database.migrate("requests", _SCHEMA)
 
     def count(self, party: Party, model: str, status: CacheStatus, saved: Money, *, at: float) -> None:
@@ -225,13 +225,13 @@ class SqliteTallies:
         place = (quarter(at), party, model)
         self._counted[place] = self._counted.get(place, Tally()) + more
 
-    def feed_from(self, hand_over: Callable[[], None]) -> None:
+    def feed_from(self, hand_over: Callable[[], Awaitable[None]]) -> None:
         """Have `hand_over` called, which adds what was counted elsewhere, whenever counts are written down or read."""
         self._feeders.append(hand_over)
 
     async def flush(self) -> None:
         for hand_over in self._feeders:
-            hand_over()
+            await hand_over()
         counted, self._counted = self._counted, {}
         if not counted:
             return
@@ -269,17 +269,18 @@ class SqliteTallies:
 
 
 def _add(connection: sqlite3.Connection, counted: Mapping[tuple[int, Party, str], Tally]) -> None:
+    # Row by row: a list of them all would be made in one go, and whoever waits for the interpreter would wait for that.
     connection.executemany(
         f"INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, model) DO UPDATE SET {_ADDED}",
-        [(party.tenant, model, *_counts(tally)) for (_, party, model), tally in counted.items()],
+        ((party.tenant, model, *_counts(tally)) for (_, party, model), tally in counted.items()),
     )
     connection.executemany(
         "INSERT INTO tallies_by_quarter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
         f"ON CONFLICT (quarter, path, key_id, model) DO UPDATE SET {_ADDED}",
-        [
+        (
             (at, party.path, party.key_id, model, *_counts(tally))
             for (at, party, model), tally in counted.items()
-        ],
+        ),
     )
 
 

@@ -167,17 +167,12 @@ class Metrics(Collector):
         everybodys.register(self)
         return generate_latest(everybodys)
 
-    def count_hits(
-        self,
-        tenant: str,
-        model: str,
-        *,
-        count: int,
-        seconds: float,
-        by_bound: Mapping[float, int],
-    ) -> None:
-        """Hits that were counted elsewhere: how many, the sum of their times, and how many took up to each bound."""
+    def count_hits(self, tenant: str, model: str, count: int) -> None:
+        """Hits that were counted elsewhere. Their times are told of all tenants together (`count_times_of_hits`)."""
         self.requests.labels(tenant, model, "hit").inc(count)
+
+    def count_times_of_hits(self, model: str, *, seconds: float, by_bound: Mapping[float, int]) -> None:
+        """The sum of their times, and how many took up to each bound."""
         _observe(self.request_seconds.labels(model, "hit"), by_bound, seconds)
         _observe(self.overhead_seconds.labels("hit"), by_bound, seconds)
 
