@@ -128,7 +128,8 @@ class Served:
             times.seconds, times.by_bucket = 0.0, [0] * len(times.by_bucket)
         if self._on_given is not None:
             for number, (party, purchase) in enumerate(list(self._given)):
-                self._on_given(purchase, party, self._clock(), self._given.pop((party, purchase), 0))
+                if times_given := self._given.pop((party, purchase), 0):
+                    self._on_given(purchase, party, self._clock(), times_given)
                 if number % _AT_A_TIME == _AT_A_TIME - 1:
                     await asyncio.sleep(0)
         if self._fetched:
