@@ -64,6 +64,8 @@ async def opened_alerting(
         to_be_sent=ours.webhook_url is not None,
     )
 
+    stack.push_async_callback(watch.tell_refused)
+
     async def watch_budgets() -> None:
         await watch.tell_refused()
         # The books are looked at by one process for all, and by that process everything is sent.

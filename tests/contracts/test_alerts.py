@@ -628,6 +628,20 @@ async def test_what_is_taken_and_whoever_is_gone_are_never_sent_to_again(
     assert [each.state for each in await house.alerts().listed()] == [state]
 
 
+async def test_what_was_sent_when_the_process_died_is_sent_once_more_under_the_same_id(house: House) -> None:
+    def die() -> Delivery:
+        raise asyncio.CancelledError
+
+    await house.alerts().raise_once([alert()], to_be_sent=True)
+    dying, living = Scripted(house.clock, die), Scripted(house.clock, lambda: TAKEN)
+    with pytest.raises(asyncio.CancelledError):
+        await delivering(house, dying).send_due()
+    await delivering(house, living).send_due()
+
+    assert [message[1:] for message in dying.sent] == [message[1:] for message in living.sent]
+    assert [each.state for each in await house.alerts().listed()] == [State.DELIVERED]
+
+
 async def test_one_call_sends_all_that_is_due_however_many_there_are(house: House) -> None:
     many = [alert(f"msg_{n}", window_start=n, same_since=n) for n in range(50)]
     await house.alerts().raise_once(many, to_be_sent=True)

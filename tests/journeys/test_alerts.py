@@ -266,6 +266,20 @@ async def test_a_refusal_in_one_process_is_told_of_once_by_whichever_looks_first
     assert (message.id, message.data["remaining_micros"]) == (taken["id"], 3000)
 
 
+async def test_a_refusal_right_before_a_stop_is_told_of_after_the_start(open_house: OpenHouse) -> None:
+    tenants = {"demo": {"budgets": [{"limit_usd": 0.007, "per": "total", "alert_at": [100]}]}}
+    async with receiving(200) as receiver:
+        house = await _house(
+            open_house, receiver, tenants=tenants, settings={"alerts.interval_seconds": 3600}
+        )
+        await house.make(video(seed=1))
+        refused = await house.make(video(seed=2))
+        await house.restart(**{"alerts.interval_seconds": 0.05})
+        (message,) = await receiver.received(1)
+
+    assert (refused.status, message.data["remaining_micros"]) == (406, 3000)
+
+
 async def test_a_budget_of_a_key_is_told_of_with_the_keys_id(open_house: OpenHouse) -> None:
     house = await _house(open_house, None, tenants={"demo": {"budgets": []}})
     operations = f"{house.gateway.operations_url}/admin/keys"
