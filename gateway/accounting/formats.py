@@ -32,7 +32,7 @@ def to_json(report: Report, *, budgets: Sequence[Json]) -> dict[str, Json]:
 
 
 def to_csv(report: Report) -> str:
-    """A report as CSV (RFC 4180): dollars with six digits, which is exact, and no line for the total."""
+    """A report as CSV: dollars with six digits, which is exact, and no line for the total."""
     amounts, counts = [f"{name}_usd" for name in AMOUNTS], [*COUNTS]
     header = [*(by.value for by in report.asked.by), *amounts, *counts]
     lines = [(line.group, line.figures) for line in report.lines] if report.asked.by else [((), report.total)]
@@ -42,7 +42,7 @@ def to_csv(report: Report) -> str:
 def written(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """CSV, with a header."""
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
