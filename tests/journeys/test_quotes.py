@@ -86,6 +86,8 @@ async def test_asking_leaves_no_trace_but_a_line_in_the_log(open_house: OpenHous
         return usage, counted, bill.all, await house.pending(), marks.read_bytes(), len(house.blob_files())
 
     await house.make()
+    # What an answer does not wait for is done by then: remembering, concluding, counting.
+    await house.restart()
     before = await everything()
     for parameters in (video(), video(seed=2), video(seed=-1)):
         for _ in range(3):
