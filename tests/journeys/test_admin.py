@@ -160,6 +160,8 @@ async def test_a_tenant_is_made_changed_and_removed_and_each_change_is_in_force_
 
     lowered = await admin.has("PUT", "/tenants/paint", json=new | {"max_usd_per_request": "0.001"})
     second = await house.make(video(seed=2), key=key)
+    would_be = await admin.has("DELETE", "/tenants/paint?dry_run=true")
+    assert (await admin.ask("GET", "/tenants/paint")).status == 200
     removed = await admin.has("DELETE", "/tenants/paint")
     third = await house.make(video(seed=3), key=key)
 
@@ -171,6 +173,7 @@ async def test_a_tenant_is_made_changed_and_removed_and_each_change_is_in_force_
     assert [each["what"] for each in lowered["changes"]] == ["paint.max_usd_per_request"]
     second.refused(406, "budget_exceeded")
     assert removed["changes"][0]["after"] is None
+    assert removed == would_be | {"dry_run": False}
     third.refused(401, "invalid_api_key")
     entries = (await admin.has("GET", "/audit?limit=4"))["entries"]
     assert [entry["action"] for entry in entries] == [
