@@ -318,7 +318,7 @@ class HitConnection(RequestHandler):
         if known is None or balance is None:
             return False
         hit, medium = known
-        counted = path.served.hits(caller, ask.model, hit.purchase)
+        counted = path.served.hits(balance.party, ask.model, hit.purchase)
         request, age, date = path.request_ids.next_bytes(), path.age(hit.made_at), path.date()
         if balance.left is None:
             head = hit.unlimited % (request, age, date)

@@ -21,7 +21,7 @@ from gateway.domain.errors import GatewayError
 from gateway.domain.generation import Blob, CacheStatus, Generation, GenerationRequest
 from gateway.domain.identity import Digest, Fingerprint, PurchaseId
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller
+from gateway.domain.tenant import Caller, Party
 from gateway.generation import intake
 from gateway.http import heads
 from gateway.http.hit_path.recent import Recent
@@ -129,6 +129,9 @@ class Balance:
     """What a caller can still spend."""
 
     caller: Caller
+    party: Party
+    """The same, as the books name it: put together once, and not for each hit."""
+
     marks: tuple[tuple[int, int], ...]
     """Of its tenant and of everybody above it: by place, what was read there."""
 
@@ -381,6 +384,7 @@ class Memory:
         ends = [end for budget in budgets if (end := budget.per.turns_at(now)) is not None]
         balance = Balance(
             caller,
+            caller.party,
             marks,
             since=now,
             until=min([*ends, now + _DOUBTED_SECONDS]),

@@ -12,7 +12,7 @@ from gateway.domain.clock import Clock
 from gateway.domain.generation import CacheStatus
 from gateway.domain.identity import PurchaseId
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller, Party
+from gateway.domain.tenant import Party
 from gateway.requests.contract import Tallies, Tally
 from gateway.telemetry.logs import log_for
 from gateway.telemetry.metrics import OVERHEAD_BUCKETS, REQUEST_BUCKETS, Metrics
@@ -97,15 +97,15 @@ class Served:
         self._fetched = self._fetched_bytes = 0
         self._log = log_for("http")
 
-    def hits(self, caller: Caller, model: str, purchase: PurchaseId) -> Counted | CountedByPurchase:
+    def hits(self, party: Party, model: str, purchase: PurchaseId) -> Counted | CountedByPurchase:
         """Where hits with this key for this model, and for what `purchase` has made, are counted."""
-        place = (caller.tenant.path, caller.key_id, model)
+        place = (party.path, party.key_id, model)
         counted = self._hits.get(place)
         if counted is None:
             counted = self._hits[place] = Counted(self._times.setdefault(model, Times()))
         if self._on_given is None:
             return counted
-        return CountedByPurchase(counted, self._given, caller.party, purchase)
+        return CountedByPurchase(counted, self._given, party, purchase)
 
     def fetched(self, sent_bytes: int) -> None:
         """A blob, or a part of one, was fetched by its link."""
