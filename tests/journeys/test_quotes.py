@@ -140,12 +140,17 @@ async def test_what_is_under_way_costs_whoever_joins_it_nothing_wherever_it_is_u
     here = await _quote(house)
     async with house.beside() as other:
         there = (await house.ask("POST", f"{other.url}/v1/{MODEL}/quote", json=video())).json
+    anew = await _quote(house, video(seed=2))
+    house.clock.ahead_seconds = 5.0  # longer than it is expected to take
+    later = await _quote(house)
     await house.let_go()
     await house.ended(submitted)
 
     for told in (here, there):
         assert (told["outcome"], told["fits"], told["price"]["held_micros"]) == ("in_flight", True, 0)
         assert told["queue"]["place"] == 0
+    assert (later["outcome"], later["seconds"]) == ("in_flight", {"p50": 0, "p95": 0})
+    assert anew["seconds"]["p50"] > 0
     assert (await _quote(house))["outcome"] == "hit"
 
 
