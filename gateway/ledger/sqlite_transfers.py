@@ -66,7 +66,8 @@ class SqliteTransfers:
             return
         try:
             await self._database.write(lambda connection: self._charge_for(connection, used))
-        except BaseException:
+        except Exception:
+            # And not where nobody waits for it any more: then it is being written all the same.
             for place, times in used.items():
                 self._used[place] = self._used.get(place, 0) + times
             raise

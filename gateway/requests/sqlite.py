@@ -237,7 +237,8 @@ class SqliteTallies:
             return
         try:
             await self._database.write(lambda connection: _add(connection, counted))
-        except BaseException:
+        except Exception:
+            # And not where nobody waits for it any more: then it is being written all the same.
             for place, tally in counted.items():
                 self._counted[place] = self._counted.get(place, Tally()) + tally
             raise

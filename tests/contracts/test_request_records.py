@@ -274,6 +274,21 @@ async def test_what_could_not_be_written_down_is_counted_all_the_same(database: 
     assert await tallies.totals() == {("acme", "m"): Tally(hits=2, saved_by_hits=Money(2))}
 
 
+async def test_what_is_being_written_down_when_nobody_waits_for_it_any_more_is_counted_once(
+    database: SqliteDatabase,
+) -> None:
+    tallies = SqliteTallies(database)
+    tallies.count(Party("acme", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
+    flushing = asyncio.create_task(tallies.flush())
+    await asyncio.sleep(0)
+    flushing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    await database.write(lambda _: None)  # behind it
+
+    assert await tallies.totals() == {("acme", "m"): Tally(hits=1, saved_by_hits=Money(1))}
+
+
 async def test_answers_are_kept_by_key_and_quarter_of_an_hour_where_the_tenant_stood(
     database: SqliteDatabase,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -190,6 +191,20 @@ async def test_what_could_not_be_written_down_is_owed_all_the_same(
     with pytest.raises(Exception, match="no such table"):
         await transfers.flush()
     await database.write(lambda connection: connection.execute("ALTER TABLE elsewhere RENAME TO transfers"))
+
+    assert (await transfers.moved(EVER))[party("film"), MODEL, 0] == Moved(charged=Money(10))
+
+
+async def test_what_is_being_written_down_when_nobody_waits_for_it_any_more_is_owed_once(
+    database: SqliteDatabase, ledger: SqliteLedger, transfers: SqliteTransfers
+) -> None:
+    transfers.used(await bought(ledger, 100), party("film"), NOON)
+    flushing = asyncio.create_task(transfers.flush())
+    await asyncio.sleep(0)
+    flushing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    await database.write(lambda _: None)  # behind it
 
     assert (await transfers.moved(EVER))[party("film"), MODEL, 0] == Moved(charged=Money(10))
 
