@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.documents.pydantic_models import parse
-from gateway.documents.spelling import nearest
+from gateway.documents.spelling import remedy
 from gateway.documents.yaml_files import DocumentInvalid, Mistake, read, read_text
 from gateway.domain.generation import Json
 
@@ -361,7 +361,7 @@ def _from_overrides(overrides: Sequence[str]) -> Iterator[tuple[tuple[str, ...],
         if not equals:
             mistakes.append(Mistake(f"--set {override}", "write section.name=value"))
         elif name not in known:
-            mistakes.append(Mistake(f"--set {name}", _unknown(name, known)))
+            mistakes.append(Mistake(f"--set {name}", f"unknown setting {name}{remedy(name, known)}"))
         else:
             yield tuple(name.split(".")), text, f"--set {name}"
     if mistakes:
@@ -376,16 +376,9 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[tuple[st
         if variable in known:
             yield tuple(known[variable].split(".")), text, variable
         elif variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
-            mistakes.append(Mistake(variable, _unknown(variable, list(known))))
+            mistakes.append(Mistake(variable, f"unknown setting {variable}{remedy(variable, known)}"))
     if mistakes:
         raise DocumentInvalid(mistakes)
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    like = nearest(name, known)
-    return f"unknown setting {name}" + (
-        f", did you mean {like}?" if like else f" (known: {', '.join(known)})"
-    )
 
 
 def _anchored(settings: Settings, directory: Path) -> Settings:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo, available_timezones
 
-from gateway.documents.spelling import nearest
-from gateway.domain.errors import Problem, ReportInvalid
+from gateway.documents.spelling import remedy
+from gateway.domain.errors import Problem, QueryInvalid
 from gateway.domain.window import Span, midnight
 
 _FIRST, _LAST = date(1970, 1, 1), date(2999, 12, 31)
@@ -68,7 +68,7 @@ class Asked:
 def asked(given: Mapping[str, str], now: float) -> Asked:
     """What was asked for with `by` (a list with commas), `from`, `to`, `zone` and `tenant`, any of which may be left out.
 
-    Days are inclusive; left out, they are this month up to today. Raises ReportInvalid.
+    Days are inclusive; left out, they are this month up to today. Raises QueryInvalid.
     """
     problems: list[Problem] = []
     by = [_by(name.strip(), problems) for name in given.get("by", "").split(",") if name.strip()]
@@ -85,16 +85,16 @@ def asked(given: Mapping[str, str], now: float) -> Asked:
             Problem("by", f"day is for at most {_MOST_DAYS} days: ask for fewer, or leave it out")
         )
     if problems:
-        raise ReportInvalid(problems)
+        raise QueryInvalid(problems)
     return Asked(first, last, zone, tuple(known), given.get("tenant") or None)
 
 
 def _by(name: str, problems: list[Problem]) -> By | None:
     names = [by.value for by in By]
     if name not in names:
-        like = nearest(name, names)
-        hint = f", did you mean {like}?" if like else f" (known: {', '.join(names)})"
-        problems.append(Problem("by", f"{name[:100]} is nothing that lines are told apart by{hint}"))
+        problems.append(
+            Problem("by", f"{name[:100]} is nothing that lines are told apart by{remedy(name, names)}")
+        )
         return None
     return By(name)
 
@@ -102,9 +102,8 @@ def _by(name: str, problems: list[Problem]) -> By | None:
 def _zone(name: str, problems: list[Problem]) -> str:
     if name in available_timezones():
         return name
-    like = nearest(name, sorted(available_timezones()))
-    hint = f", did you mean {like}?" if like else ": write one such as UTC or Europe/Berlin"
-    problems.append(Problem("zone", f"{name[:100]} is no time zone{hint}"))
+    like = remedy(name, sorted(available_timezones()), otherwise=": write one such as UTC or Europe/Berlin")
+    problems.append(Problem("zone", f"{name[:100]} is no time zone{like}"))
     return "UTC"
 
 

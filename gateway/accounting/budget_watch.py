@@ -7,13 +7,13 @@ import json
 import secrets
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 
 from gateway.alerts.contract import PROJECTED, Alert, Alerts
 from gateway.domain.balance import Balance
 from gateway.domain.clock import Clock
 from gateway.domain.errors import BudgetExceeded
 from gateway.domain.generation import Json
+from gateway.domain.json_forms import money, utc
 from gateway.domain.money import Money
 from gateway.domain.tenant import Holder
 from gateway.domain.window import Per, quarter
@@ -174,7 +174,7 @@ class BudgetWatch:
             limit_usd=str(balance.limit.usd),
             spent_usd=str(balance.spent.usd),
             reserved_usd=str(balance.reserved.usd),
-            runs_out_at=_utc(balance.runs_out_at(now)),
+            runs_out_at=utc(balance.runs_out_at(now)),
         )
 
 
@@ -201,12 +201,12 @@ def _alert(balance: Balance, threshold: str, now: float, paths: Mapping[str, str
         "budget": budget.label,
         "window": budget.per.label,
         "threshold_percent": None if threshold == PROJECTED else int(threshold),
-        **_money("limit", balance.limit),
-        **_money("spent", balance.spent),
-        **_money("reserved", balance.reserved),
-        **_money("remaining", balance.remaining),
-        "resets_at": _utc(budget.per.resets_at(now)),
-        "runs_out_at": _utc(balance.runs_out_at(now)),
+        **money("limit", balance.limit),
+        **money("spent", balance.spent),
+        **money("reserved", balance.reserved),
+        **money("remaining", balance.remaining),
+        "resets_at": utc(budget.per.resets_at(now)),
+        "runs_out_at": utc(balance.runs_out_at(now)),
     }
     kind = "budget.projected_to_run_out" if threshold == PROJECTED else "budget.threshold_reached"
     return Alert(
@@ -218,13 +218,5 @@ def _alert(balance: Balance, threshold: str, now: float, paths: Mapping[str, str
         threshold=threshold,
         window_start=quarter(now) if is_rolling else balance.span.start,
         same_since=balance.span.start,
-        message=json.dumps({"type": kind, "timestamp": _utc(datetime.fromtimestamp(now, UTC)), "data": data}),
+        message=json.dumps({"type": kind, "timestamp": utc(now), "data": data}),
     )
-
-
-def _money(name: str, amount: Money) -> dict[str, Json]:
-    return {f"{name}_usd": amount.usd_number, f"{name}_micros": amount.micros}
-
-
-def _utc(moment: datetime | None) -> str | None:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None

@@ -15,7 +15,7 @@ from datetime import date, timedelta
 from gateway.accounting.asking import Asked, By
 from gateway.accounting.formats import dollars, written
 from gateway.accounting.usage import Figures, Report
-from gateway.domain.errors import Problem, ReportInvalid
+from gateway.domain.errors import Problem, QueryInvalid
 from gateway.domain.money import Money
 from gateway.domain.tenant import Party
 
@@ -34,14 +34,14 @@ _UNIT = "Generations"
 
 
 def focused(asked: Asked) -> Asked:
-    """The same, with what FOCUS tells lines apart by. Raises ReportInvalid where something else was asked for."""
+    """The same, with what FOCUS tells lines apart by. Raises QueryInvalid where something else was asked for."""
     problems = []
     if asked.by:
         problems.append(Problem("by", "FOCUS has lines of its own: leave it out"))
     if asked.zone != "UTC":
         problems.append(Problem("zone", f"FOCUS has days of UTC, not of {asked.zone}: leave it out"))
     if problems:
-        raise ReportInvalid(problems)
+        raise QueryInvalid(problems)
     return replace(asked, by=(By.DAY, By.TEAM, By.KEY, By.MODEL))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from gateway.accounting.usage import AMOUNTS, COUNTS, Figures, Report
 from gateway.domain.generation import Json
+from gateway.domain.json_forms import money
 from gateway.domain.money import Money
 
 
@@ -55,8 +56,8 @@ def dollars(amount: Money) -> str:
 
 def _members(figures: Figures) -> dict[str, Json]:
     amounts: dict[str, Json] = {}
-    for name, amount in ((name, of(figures)) for name, of in AMOUNTS.items()):
-        amounts |= {f"{name}_usd": amount.usd_number, f"{name}_micros": amount.micros}
+    for name, of in AMOUNTS.items():
+        amounts |= money(name, of(figures))
     return {**amounts, **{name: of(figures) for name, of in COUNTS.items()}}
 
 

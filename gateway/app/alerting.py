@@ -12,7 +12,7 @@ from gateway.alerts.delivering import Delivering
 from gateway.alerts.signing import SigningSecret
 from gateway.alerts.sqlite import SqliteAlerts
 from gateway.alerts.webhooks import WebhookMessenger
-from gateway.app.opening import LEDGER, SYSTEM_CLOCK, opened_database
+from gateway.app.opening import SYSTEM_CLOCK, existing_database
 from gateway.database.marks import Marks
 from gateway.database.owners import Duty
 from gateway.database.sqlite import SqliteDatabase
@@ -108,12 +108,7 @@ async def opened_messenger(
 @asynccontextmanager
 async def opened_alerts(settings: Settings) -> AsyncIterator[SqliteAlerts]:
     """The alerts alone, for commands. Raises CannotStart if no gateway has run yet."""
-    directory = settings.storage.directory
-    if not (directory / LEDGER).is_file():
-        raise CannotStart(
-            f"There is no ledger in storage.directory {directory}: no gateway has run on it yet."
-        )
-    with opened_database(directory) as database:
+    with existing_database(settings.storage.directory) as database:
         yield SqliteAlerts(database)
 
 

@@ -52,13 +52,7 @@ async def opened_directory(
 @asynccontextmanager
 async def opened_ledger(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteLedger]:
     """The ledger alone, for commands; a gateway may be running on it. Raises CannotStart if there is none yet."""
-    directory = settings.storage.directory
-    # A new one would be empty, and in perfect order.
-    if not (directory / LEDGER).is_file():
-        raise CannotStart(
-            f"There is no ledger in storage.directory {directory}: no gateway has run on it yet."
-        )
-    with opened_database(directory) as database:
+    with existing_database(settings.storage.directory) as database:
         yield SqliteLedger(
             database,
             clock=clock,
@@ -75,6 +69,17 @@ def opened_database(directory: Path) -> Iterator[SqliteDatabase]:
         closing(Marks(directory / "marks")) as marks,
         closing(SqliteDatabase(directory / LEDGER, marks=marks)) as database,
     ):
+        yield database
+
+
+@contextmanager
+def existing_database(directory: Path) -> Iterator[SqliteDatabase]:
+    """The same, of a gateway that has run: a new one would be empty, and in perfect order. Raises CannotStart."""
+    if not (directory / LEDGER).is_file():
+        raise CannotStart(
+            f"There is no ledger in storage.directory {directory}: no gateway has run on it yet."
+        )
+    with opened_database(directory) as database:
         yield database
 
 

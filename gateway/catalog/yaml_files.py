@@ -19,7 +19,7 @@ from gateway.catalog.parameters import Schema, in_one_form
 from gateway.catalog.prices import Flat, PriceRule, Scaled, Table, Unknown, as_key, scaled
 from gateway.catalog.results import Promise
 from gateway.documents.pydantic_models import parse
-from gateway.documents.spelling import nearest
+from gateway.documents.spelling import nearest, remedy
 from gateway.documents.yaml_files import DocumentInvalid, Mistake, Place, read
 from gateway.domain.errors import InvalidParameters, ModelUnknown
 from gateway.domain.expectation import Expectation, Tolerances
@@ -64,8 +64,8 @@ class _Models:
         if model := self._models.get(name):
             return model
         like = nearest(name, self._models)
-        hint = f"did you mean {like}?" if like else "and none whose name is near."
-        raise ModelUnknown(f"There is no model called {name[:60]!a}; {hint}")
+        rest = f"did you mean {like}?" if like else "and none whose name is near."
+        raise ModelUnknown(f"There is no model called {name[:60]!a}; {rest}")
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -419,9 +419,8 @@ def _in_table(priced: Mapping[tuple[str, ...], Decimal], wanted: set[tuple[str, 
         yield ("price", "usd"), f"has no price for {' and '.join(row)}"
     for row in priced:
         if row not in wanted:
-            like = nearest(" ".join(row), map(" ".join, wanted))
-            hint = f", did you mean {like}?" if like else ""
-            yield ("price", "usd", *row), f"{' and '.join(row)} cannot be asked for{hint}"
+            like = remedy(" ".join(row), map(" ".join, wanted), otherwise="")
+            yield ("price", "usd", *row), f"{' and '.join(row)} cannot be asked for{like}"
 
 
 def _in_factor(file: ModelFile, name: str, place: Place) -> _Nonsense:
@@ -483,8 +482,7 @@ def _in_result_parameter(file: ModelFile, name: str, place: Place, types: Collec
 
 
 def _no_parameter(file: ModelFile, name: str) -> str:
-    like = nearest(name, file.parameters)
-    return f"there is no parameter {name}" + (f", did you mean {like}?" if like else "")
+    return f"there is no parameter {name}{remedy(name, file.parameters, otherwise='')}"
 
 
 def _in_example(file: ModelFile) -> _Nonsense:

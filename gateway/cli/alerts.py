@@ -9,19 +9,17 @@ import secrets
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from gateway.alerts.contract import Delivery, Progress
 from gateway.app.alerting import opened_alerts, opened_messenger
 from gateway.app.opening import SYSTEM_CLOCK
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options
+from gateway.domain.json_forms import utc
 from gateway.http.alerts import progress_to_json
 
 alerts = App(name="alerts", help="List what was told of budgets, or try whether somebody listens.")
-
-Flag = Annotated[bool, Parameter(negative=())]
 
 _ROW = "{:<18}{:<20}{:<18}{:<11}{:<11}{:<6}{}"
 
@@ -74,8 +72,7 @@ def list_(
 def test(*, options: Options = FILE_AND_ENVIRONMENT) -> None:  # noqa: PT028 -- a command, and no test
     """Send a message of the type `test` to alerts.webhook_url, once. Ends with 1 if it is not taken."""
     message_id = f"msg_test{secrets.token_hex(10)}"
-    at = datetime.fromtimestamp(SYSTEM_CLOCK(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    message = json_.dumps({"type": "test", "timestamp": at, "data": {}})
+    message = json_.dumps({"type": "test", "timestamp": utc(SYSTEM_CLOCK()), "data": {}})
 
     async def send() -> Delivery:
         async with opened_messenger(options.settings().alerts, os.environ) as messenger:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, Parameter
 
 from gateway.app.opening import SYSTEM_CLOCK, opened_directory
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Options, whoever_runs_this
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options, whoever_runs_this
 from gateway.domain.generation import Json
 from gateway.tenants import key_format
 from gateway.tenants.contract import Key
@@ -25,7 +25,6 @@ keys = App(
 )
 
 Several = Annotated[tuple[str, ...], Parameter(negative=())]
-Flag = Annotated[bool, Parameter(negative=())]
 
 
 @keys.command

@@ -12,6 +12,9 @@ from cyclopts import Parameter
 
 from gateway.settings import CONFIG_VARIABLE, Settings, load_settings
 
+Flag = Annotated[bool, Parameter(negative=())]
+"""An option without a value, and without a `--no-` of its own."""
+
 _DEFAULT_CONFIG = Path("config/gateway.yaml")
 
 

@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from gateway.app.opening import opened_ledger
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options
 from gateway.domain.identity import PurchaseId
 from gateway.domain.money import Money
 from gateway.ledger.contract import Purchase, Resolution, State
@@ -24,8 +24,6 @@ purchases = App(
 )
 
 _ROW = "{:<34}{:<10}{:<16}{:<22}{:>12}{:>12}  {:<18}{}"
-
-Flag = Annotated[bool, Parameter(negative=())]
 
 
 @purchases.command(name="list")

@@ -13,14 +13,12 @@ from urllib.parse import quote as escaped
 
 from cyclopts import Parameter
 
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options
 from gateway.domain.errors import CannotStart
 from gateway.domain.money import Money
 from gateway.settings import Settings
 
 KEY_VARIABLE = "GATEWAY_API_KEY"
-
-Flag = Annotated[bool, Parameter(negative=())]
 
 _PATIENCE_SECONDS = 30.0
 _BUDGET = "{:<18}{:<18}{:>13}{:>13}  {:<6}{:<22}{}"

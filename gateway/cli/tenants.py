@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import yaml
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from gateway.app.opening import declared, opened_directory
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Options, whoever_runs_this
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options, whoever_runs_this
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Tenant, TopUp
@@ -25,8 +25,6 @@ from gateway.tenants.declarations import changes, declared_from_json, declared_t
 tenants = App(
     name="tenants", help="Apply, list, move and top up tenants. A running gateway knows of it at once."
 )
-
-Flag = Annotated[bool, Parameter(negative=())]
 
 _AUDIT_ROW = "{:>6}  {:<18}{:<18}{:<16}{}"
 

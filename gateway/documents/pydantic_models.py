@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.documents.spelling import nearest
+from gateway.documents.spelling import remedy
 from gateway.documents.yaml_files import Document, Place
 from gateway.domain.generation import Json
 
@@ -68,9 +68,8 @@ def _problem(detail: ErrorDetails, place: Place, model: object, entry: str) -> s
             return "is missing"
         case kind if kind in _UNKNOWN:
             known = sorted(_keys(model, detail["loc"][:-1]))
-            like = nearest(str(place[-1]), known)
-            hint = f", did you mean {like}?" if like else f" (known: {', '.join(known)})" if known else ""
-            return f"unknown {entry} {place[-1]}{hint}"
+            like = remedy(str(place[-1]), known, otherwise=None if known else "")
+            return f"unknown {entry} {place[-1]}{like}"
         case "value_error":
             return wanted  # a validator of ours, with a sentence of its own
         case "too_short" | "too_long":
@@ -92,8 +91,7 @@ def _problem(detail: ErrorDetails, place: Place, model: object, entry: str) -> s
 
 def _hint(given: str, expected: str) -> str:
     """What was probably meant of `expected`, which pydantic writes as `'a', 'b' or 'c'`."""
-    like = nearest(given, map(_unquoted, expected.replace(" or ", ", ").split(", ")))
-    return f", did you mean {like}?" if like else ""
+    return remedy(given, map(_unquoted, expected.replace(" or ", ", ").split(", ")), otherwise="")
 
 
 def _unquoted(text: str) -> str:

@@ -16,3 +16,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     folded = {each.casefold(): each for each in known if len(each) <= _LONGEST}
     close = difflib.get_close_matches(name.casefold(), folded, n=1)
     return folded[close[0]] if close else None
+
+
+def remedy(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+    """What follows an unknown name: `, did you mean seed?`; where nothing is near `otherwise`, or all that is known."""
+    names = [*known]
+    if like := nearest(name, names):
+        return f", did you mean {like}?"
+    return (f" (known: {', '.join(names) or 'none'})") if otherwise is None else otherwise

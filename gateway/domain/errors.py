@@ -13,7 +13,7 @@
     │   ├── ModelUnknown, RequestUnknown, BlobUnknown, RouteUnknown
     │   ├── TenantUnknown, KeyUnknown, BudgetUnknown
     │   ├── DeclarationInvalid    what is said of a tenant or a key does not make sense
-    │   ├── ReportInvalid         what a report is to be about does not make sense
+    │   ├── QueryInvalid         what stands behind the question mark of an address does not make sense
     │   ├── MethodNotAllowed, MediaTypeUnsupported, BodyTooLarge, BodyTimeout
     │   ├── LinkInvalid           a link to media that is forged, or has run out
     │   └── BudgetExceeded        it does not fit; waiting for a retry will not change that
@@ -46,6 +46,7 @@ from typing import ClassVar
 
 from gateway.domain.balance import Balance
 from gateway.domain.generation import Json
+from gateway.domain.json_forms import utc
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, Holder
 
@@ -210,10 +211,10 @@ class DeclarationInvalid(RequestRefused):
         return {"problems": [{"field": p.field, "problem": p.problem} for p in self.problems]}
 
 
-class ReportInvalid(RequestRefused):
-    """What a report is to be about does not make sense."""
+class QueryInvalid(RequestRefused):
+    """What stands behind the question mark of an address, or is asked of a report, does not make sense."""
 
-    code = "invalid_report"
+    code = "invalid_query"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -301,7 +302,7 @@ class BudgetExceeded(RequestRefused):
         if self.resets_at is None:
             return "It never resets; a retry will not help."
         word = "resets" if self.is_in_force else "begins"
-        return f"It {word} at {_utc(self.resets_at)}; a retry before then will not help."
+        return f"It {word} at {utc(self.resets_at)}; a retry before then will not help."
 
     @property
     def details(self) -> Mapping[str, Json]:
@@ -319,14 +320,10 @@ class BudgetExceeded(RequestRefused):
             **({} if self._is_anothers else of_its_own),
             "remaining_usd": balance.remaining.usd_number if self.is_in_force else 0,
             "price_usd": self.price.usd_number,
-            "resets_at": _utc(self.resets_at),
-            "runs_out_at": _utc(self.runs_out_at),
+            "resets_at": utc(self.resets_at),
+            "runs_out_at": utc(self.runs_out_at),
             "retry": False,
         }
-
-
-def _utc(moment: datetime | None) -> str | None:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
 
 
 class NotBought(GatewayError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.domain import json_forms
 from gateway.domain.balance import Balance, remaining
 from gateway.domain.clock import Clock
 from gateway.domain.generation import Json
@@ -45,7 +46,7 @@ class Account:
         return json_response(
             {
                 "tenant": tenant.name,
-                "as_of": members.utc(self.clock()),
+                "as_of": json_forms.utc(self.clock()),
                 **_line(
                     sum(spent.values(), start=Money.ZERO),
                     sum(reserved.values(), start=Money.ZERO),
@@ -73,11 +74,11 @@ class Account:
 
 def _line(spent: Money, reserved: Money, tally: Tally) -> dict[str, Json]:
     return {
-        **members.money("spent", spent),
-        **members.money("reserved", reserved),
-        **members.money("saved", tally.saved_by_hits + tally.saved_by_joining),
-        **members.money("saved_by_hits", tally.saved_by_hits),
-        **members.money("saved_by_joining", tally.saved_by_joining),
+        **json_forms.money("spent", spent),
+        **json_forms.money("reserved", reserved),
+        **json_forms.money("saved", tally.saved_by_hits + tally.saved_by_joining),
+        **json_forms.money("saved_by_hits", tally.saved_by_hits),
+        **json_forms.money("saved_by_joining", tally.saved_by_joining),
         "hits": tally.hits,
         "misses": tally.misses,
         "collapsed": tally.collapsed,

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from gateway.catalog.contract import Catalog
 from gateway.documents.pydantic_models import parse
 from gateway.documents.yaml_files import Document, DocumentInvalid, dotted
+from gateway.domain import json_forms
 from gateway.domain.balance import Balance
 from gateway.domain.clock import Clock
 from gateway.domain.errors import DeclarationInvalid, KeyUnknown, Problem
@@ -24,7 +25,7 @@ from gateway.generation import intake
 from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
-from gateway.http.queries import MOST_ENTRIES, number, query
+from gateway.http.queries import MOST_ENTRIES, is_dry_run, number, query
 from gateway.ledger.contract import Statements
 from gateway.tenants.contract import Change, Declared, Key, Keys, Register, Tenants
 from gateway.tenants.declarations import declared_from_json, declared_to_json, terms_from_json, terms_to_json
@@ -99,7 +100,7 @@ class Admin:
     async def put_tenant(self, request: web.Request) -> web.Response:
         """Let the body, an entry as in the file, be what is said of a tenant: all of it."""
         who = _who(self.front_door.admin(request))
-        dry_run = _is_dry_run(request)
+        dry_run = is_dry_run(request)
         body = await self._body(request)
         with _told():
             declared = declared_from_json(request.match_info["name"], body, models=self._models)
@@ -109,7 +110,7 @@ class Admin:
     async def delete_tenant(self, request: web.Request) -> web.Response:
         """Remove a tenant, and with it its keys, until it is back."""
         who = _who(self.front_door.admin(request))
-        dry_run = _is_dry_run(request)
+        dry_run = is_dry_run(request)
         with _told():
             made = await self.register.remove(request.match_info["name"], who=who, dry_run=dry_run)
         return _changes(made, dry_run=dry_run)
@@ -133,8 +134,8 @@ class Admin:
         return json_response(
             {
                 **told,
-                **members.money("added", added.amount),
-                "at": members.utc(added.at),
+                **json_forms.money("added", added.amount),
+                "at": json_forms.utc(added.at),
                 "reason": added.reason,
             }
         )
@@ -142,7 +143,7 @@ class Admin:
     async def post_apply(self, request: web.Request) -> web.Response:
         """Let the body, a file of tenants in JSON, be what is said: of everybody that a file ever named."""
         who = _who(self.front_door.admin(request))
-        dry_run = _is_dry_run(request)
+        dry_run = is_dry_run(request)
         body = await self._body(request)
         with _told():
             said = tenants_in(_document(body), models=self._models)
@@ -169,7 +170,11 @@ class Admin:
         return {
             **members.budget(balance, self.clock(), of=tenant.name, in_full=True),
             "top_ups": [
-                {**members.money("added", added.amount), "at": members.utc(added.at), "reason": added.reason}
+                {
+                    **json_forms.money("added", added.amount),
+                    "at": json_forms.utc(added.at),
+                    "reason": added.reason,
+                }
                 for added in balance.budget.top_ups
             ],
         }
@@ -243,7 +248,7 @@ class Admin:
                 "entries": [
                     {
                         "serial": entry.serial,
-                        "at": members.utc(entry.at),
+                        "at": json_forms.utc(entry.at),
                         "who": entry.who,
                         "action": entry.action,
                         "what": entry.what,
@@ -294,13 +299,6 @@ def _rest(body: Mapping[str, Json], *names: str) -> dict[str, Json]:
     return {name: value for name, value in body.items() if name not in names}
 
 
-def _is_dry_run(request: web.Request) -> bool:
-    given = query(request, "dry_run").get("dry_run", "false")
-    if given not in {"true", "false"}:
-        raise DeclarationInvalid([Problem("dry_run", f"should be true or false, not {given[:100]}")])
-    return given == "true"
-
-
 def _id(given: str) -> str:
     """A key's id, and never a key, which has no business in an address."""
     if not re.fullmatch("[0-9a-f]{12}", given):
@@ -344,9 +342,9 @@ def _described(key: Key) -> dict[str, Json]:
         "hint": key.hint,
         **nothing_said,
         **terms_to_json(key.terms),
-        "created_at": members.utc(key.created_at),
-        "last_used_at": members.utc(key.last_used_at),
-        "revoked_at": members.utc(key.revoked_at),
+        "created_at": json_forms.utc(key.created_at),
+        "last_used_at": json_forms.utc(key.last_used_at),
+        "revoked_at": json_forms.utc(key.revoked_at),
         "replaced_by": key.replaced_by,
         "is_declared": key.is_declared,
     }

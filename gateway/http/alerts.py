@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway.alerts.contract import Alerts, Progress
+from gateway.domain import json_forms
 from gateway.domain.generation import Json
-from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
 from gateway.http.queries import MOST_ENTRIES, number, query
@@ -37,17 +37,17 @@ def progress_to_json(progress: Progress) -> dict[str, Json]:
     message: Json = json.loads(alert.message)
     return {
         "id": alert.id,
-        "raised_at": members.utc(alert.raised_at),
+        "raised_at": json_forms.utc(alert.raised_at),
         "tenant": alert.tenant,
         "key_id": alert.key_id or None,
         "budget": alert.budget,
         "threshold": alert.threshold,
         "state": progress.state.value,
-        "due_at": members.utc(progress.due_at),
+        "due_at": json_forms.utc(progress.due_at),
         "message": message,
         "deliveries": [
             {
-                "at": members.utc(delivery.at),
+                "at": json_forms.utc(delivery.at),
                 "seconds": round(delivery.seconds, 6),
                 "status": delivery.status,
                 "error": delivery.error or None,

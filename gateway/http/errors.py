@@ -19,7 +19,7 @@ STATUSES: Mapping[type[GatewayError], int] = {
     errors.MalformedRequest: 400,
     errors.InvalidParameters: 400,
     errors.DeclarationInvalid: 400,
-    errors.ReportInvalid: 400,
+    errors.QueryInvalid: 400,
     errors.UpstreamRefused: 400,
     errors.Unauthenticated: 401,
     errors.KeyEnded: 401,

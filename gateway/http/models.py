@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway.catalog.contract import Catalog, Model
+from gateway.domain import json_forms
 from gateway.domain.errors import PriceUnknown
 from gateway.domain.estimate import Lately, lately
 from gateway.domain.generation import Json
 from gateway.generation import intake
 from gateway.generation.estimating import NEWEST
-from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
 from gateway.ledger.contract import Evidence
@@ -82,8 +82,8 @@ def _defaults(model: Model) -> dict[str, Json]:
 def _lately(known: Lately) -> dict[str, Json]:
     return {
         "purchases": known.purchases,
-        "since": members.day(known.since),
-        "until": members.day(known.until),
+        "since": json_forms.day(known.since),
+        "until": json_forms.day(known.until),
         "cost_usd": {"p50": known.cost_p50.usd_number, "p95": known.cost_p95.usd_number},
         "seconds": {"p50": round(known.seconds_p50, 3), "p95": round(known.seconds_p95, 3)},
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from aiohttp import web
 
 from gateway.catalog.contract import Catalog
+from gateway.domain import json_forms
 from gateway.domain.balance import Prospect
 from gateway.domain.clock import Clock
 from gateway.domain.generation import GenerationRequest, Json
@@ -45,14 +46,14 @@ class Quotes:
             "fingerprint": None if asked.fresh else asked.fingerprint,
             "outcome": quote.prognosis.value,
             "price": {
-                **members.money("held", estimate.held),
-                **members.money("expected", estimate.expected),
-                **members.money("rule", estimate.rule),
+                **json_forms.money("held", estimate.held),
+                **json_forms.money("expected", estimate.expected),
+                **json_forms.money("rule", estimate.rule),
             },
             "evidence": {
                 "purchases": estimate.purchases,
-                "since": members.day(estimate.since),
-                "until": members.day(estimate.until),
+                "since": json_forms.day(estimate.since),
+                "until": json_forms.day(estimate.until),
             },
             "seconds": {"p50": round(estimate.seconds_p50, 3), "p95": round(estimate.seconds_p95, 3)},
             "queue": {"place": quote.place, "waiting": quote.waiting},
@@ -77,7 +78,7 @@ class Quotes:
                 in_full=is_its_own and in_force,
             ),
             "fits": prospect.fits,
-            "resets_at": members.utc(prospect.resets_at),
-            "runs_out_at": members.utc(runs_out_at),
-            **members.money("remaining_after", after.remaining),
+            "resets_at": json_forms.utc(prospect.resets_at),
+            "runs_out_at": json_forms.utc(runs_out_at),
+            **json_forms.money("remaining_after", after.remaining),
         }

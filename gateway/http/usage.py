@@ -10,12 +10,12 @@ from aiohttp import web
 from gateway.accounting import focus, formats
 from gateway.accounting.asking import PARAMETERS, asked
 from gateway.accounting.usage import Report, Usage
-from gateway.documents.spelling import nearest
 from gateway.domain.clock import Clock
-from gateway.domain.errors import Problem, ReportInvalid
+from gateway.domain.errors import Problem, QueryInvalid
 from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
+from gateway.http.queries import query
 
 _CSV = "text/csv"
 _FORMATS = ("json", "csv", "focus")
@@ -35,10 +35,10 @@ class UsageReports:
     async def get(self, request: web.Request) -> web.Response:
         """A report, as JSON, CSV or in the columns of FOCUS."""
         self.front_door.admin(request)
-        given = _query(request)
+        given = dict(query(request, *PARAMETERS, "as"))
         form = given.pop("as", "csv" if _CSV in request.headers.get("Accept", "") else "json")
         if form not in _FORMATS:
-            raise ReportInvalid(
+            raise QueryInvalid(
                 [Problem("as", f"{form[:100]} is no form of a report (known: {', '.join(_FORMATS)})")]
             )
         about = asked(given, self.clock())
@@ -50,18 +50,3 @@ class UsageReports:
 
     def _written(self, report: Report, form: str) -> str:
         return focus.to_focus(report, upstream=self.upstream) if form == "focus" else formats.to_csv(report)
-
-
-def _query(request: web.Request) -> dict[str, str]:
-    known = (*PARAMETERS, "as")
-    problems = []
-    for name in request.query:
-        if name not in known:
-            like = nearest(name, known)
-            hint = f", did you mean {like}?" if like else f" (known: {', '.join(known)})"
-            problems.append(Problem(name[:100], f"is not a parameter of this address{hint}"))
-        elif len(request.query.getall(name)) > 1:
-            problems.append(Problem(name, "is given more than once"))
-    if problems:
-        raise ReportInvalid(problems)
-    return dict(request.query)

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -15,9 +15,10 @@ from zoneinfo import available_timezones
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from gateway.documents.pydantic_models import parse
-from gateway.documents.spelling import nearest
+from gateway.documents.spelling import remedy
 from gateway.documents.yaml_files import Document, Place
 from gateway.domain.generation import Json
+from gateway.domain.json_forms import utc
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, KeyTerms, Rate, Role, Tenant, TopUp
 from gateway.domain.window import Per, Window
@@ -41,9 +42,8 @@ def _amount(value: float | str) -> float | str:
 
 def _zone(value: str) -> str:
     if value != "UTC" and value not in _zones():
-        like = nearest(value, _zones())
-        hint = f", did you mean {like}?" if like else ": write one such as Europe/Berlin"
-        raise ValueError(f"unknown time zone {value}{hint}")
+        like = remedy(value, _zones(), otherwise=": write one such as Europe/Berlin")
+        raise ValueError(f"unknown time zone {value}{like}")
     return value
 
 
@@ -306,7 +306,7 @@ def terms_to_json(terms: KeyTerms) -> dict[str, Json]:
         per = next(word for word, seconds in _SECONDS.items() if seconds == terms.rate.seconds)
         said["rate"] = {"requests": terms.rate.requests, "per": per, "burst": terms.rate.burst}
     if terms.expires_at is not None:
-        said["expires_at"] = datetime.fromtimestamp(terms.expires_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        said["expires_at"] = utc(terms.expires_at)
     return said
 
 
@@ -376,8 +376,7 @@ def _strange_models(
 ) -> Iterator[tuple[Place, str]]:
     for index, model in enumerate(named or ()):
         if models is not None and model not in models:
-            like = nearest(model, models)
-            yield (*place, index), f"unknown model {model}" + (f", did you mean {like}?" if like else "")
+            yield (*place, index), f"unknown model {model}{remedy(model, models, otherwise='')}"
 
 
 def mistakes_in_tree(declared: Mapping[str, Declared]) -> Iterator[tuple[str, str]]:
@@ -386,9 +385,8 @@ def mistakes_in_tree(declared: Mapping[str, Declared]) -> Iterator[tuple[str, st
         if tenant.parent is None:
             continue
         if tenant.parent not in declared:
-            like = nearest(tenant.parent, declared)
-            hint = f", did you mean {like}?" if like else ""
-            yield tenant.name, f"there is no tenant {tenant.parent}{hint}"
+            like = remedy(tenant.parent, declared, otherwise="")
+            yield tenant.name, f"there is no tenant {tenant.parent}{like}"
             continue
         above = [tenant.name]
         while (parent := declared[above[-1]].parent) in declared and parent is not None:

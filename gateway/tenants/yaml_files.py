@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from gateway.documents.pydantic_models import parse
-from gateway.documents.spelling import nearest
+from gateway.documents.spelling import remedy
 from gateway.documents.yaml_files import Document, Place, read
 from gateway.tenants.contract import Declared
 from gateway.tenants.declarations import (
@@ -58,9 +58,7 @@ def _mistakes(
             yield ("groups", group), f"{group} is a model: call the group something else"
         for index, model in enumerate(members):
             if model not in models:
-                like = nearest(model, models)
-                hint = f", did you mean {like}?" if like else ""
-                yield ("groups", group, index), f"unknown model {model}{hint}"
+                yield ("groups", group, index), f"unknown model {model}{remedy(model, models, otherwise='')}"
     known = {*models, *file.groups}
     for name, entry in file.tenants.items():
         yield from mistakes_in_name(name, ("tenants", name))

@@ -193,8 +193,8 @@ async def test_every_mistake_in_a_declaration_is_told_and_nothing_is_changed(adm
     ring = {"parent": "film", "budgets": []}
     cycle = (await admin.ask("PUT", "/tenants/acme", json=ring)).refused(400, "invalid_declaration")
     parent = (await admin.ask("DELETE", "/tenants/acme")).refused(400, "invalid_declaration")
-    misspelt = (await admin.ask("DELETE", "/tenants/film?dryrun=true")).refused(400, "invalid_declaration")
-    neither = (await admin.ask("DELETE", "/tenants/film?dry_run=yes")).refused(400, "invalid_declaration")
+    misspelt = (await admin.ask("DELETE", "/tenants/film?dryrun=true")).refused(400, "invalid_query")
+    neither = (await admin.ask("DELETE", "/tenants/film?dry_run=yes")).refused(400, "invalid_query")
 
     fields = {problem["field"] for problem in told["problems"]}
     assert fields == {"budgets[0].limit_usd", "budgets[1].per", "modles"}
@@ -316,7 +316,7 @@ async def test_the_audit_log_is_read_page_by_page(admin: Administrator) -> None:
     assert [entry["after"]["name"] for entry in first["entries"]] == ["4", "3", "2"]
     assert serials == sorted(set(serials), reverse=True)
     for wrong in ("limit=0", "limit=1001", "limit=x", "before=-1", "limit=1&limit=2"):
-        (await admin.ask("GET", f"/audit?{wrong}")).refused(400, "invalid_declaration")
+        (await admin.ask("GET", f"/audit?{wrong}")).refused(400, "invalid_query")
 
 
 async def test_a_request_to_the_administration_is_in_the_log_by_its_id(admin: Administrator) -> None:

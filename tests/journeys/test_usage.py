@@ -189,7 +189,7 @@ async def test_mistakes_are_told_by_their_field(open_house: OpenHouse) -> None:
         ("?as=pdf", "as"),
         ("?as=focus&by=team", "by"),
     ):
-        problems = (await _asks(house, query)).refused(400, "invalid_report")["problems"]
+        problems = (await _asks(house, query)).refused(400, "invalid_query")["problems"]
         assert [problem["field"] for problem in problems] == [field]
     (await _asks(house, "?tenant=flim")).refused(404, "tenant_not_found")
     ended = await _command(house, "--by", "taem")

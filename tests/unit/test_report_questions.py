@@ -8,7 +8,7 @@ import pytest
 
 from gateway.accounting.asking import Asked, By, asked
 from gateway.accounting.focus import focused
-from gateway.domain.errors import ReportInvalid
+from gateway.domain.errors import QueryInvalid
 from gateway.domain.window import Span
 
 NOW = 1_795_392_000.0 + 43_200
@@ -68,7 +68,7 @@ def test_where_days_are_not_told_apart_there_is_one_span_of_all_of_them() -> Non
 def test_each_mistake_is_told_with_its_field_its_value_and_what_would_be_right(
     given: dict[str, str], fields: list[str], said: str
 ) -> None:
-    with pytest.raises(ReportInvalid) as refused:
+    with pytest.raises(QueryInvalid) as refused:
         asked(given, NOW)
 
     assert [problem.field for problem in refused.value.problems] == fields
@@ -77,5 +77,5 @@ def test_each_mistake_is_told_with_its_field_its_value_and_what_would_be_right(
 
 def test_focus_tells_its_lines_apart_by_itself() -> None:
     assert focused(asked({}, NOW)).by == (By.DAY, By.TEAM, By.KEY, By.MODEL)
-    with pytest.raises(ReportInvalid, match=r"by: .* zone: .*Europe/Berlin"):
+    with pytest.raises(QueryInvalid, match=r"by: .* zone: .*Europe/Berlin"):
         focused(asked({"by": "team", "zone": "Europe/Berlin"}, NOW))
