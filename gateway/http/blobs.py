@@ -14,6 +14,7 @@ from gateway.domain.errors import BlobUnknown
 from gateway.domain.generation import Blob
 from gateway.domain.identity import Digest
 from gateway.http import heads, ranges
+from gateway.http.front_door import VISIT
 from gateway.http.links import Links
 
 
@@ -39,7 +40,7 @@ class Blobs:
             raise BlobUnknown(
                 "This media is no longer here: send the request that made it again, and it will be fetched or made."
             )
-        response = await opened.answer(request, heads.of_link(media_type))
+        response = await opened.answer(request, heads.of_link(media_type, request=request[VISIT].request))
         if response.status in (200, 206):
             blob = Blob(digest, opened.located.size_bytes, media_type)
             self._on_fetch(request.raw_path, blob, float(request.query["expires"]))

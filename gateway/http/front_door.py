@@ -27,6 +27,7 @@ from gateway.domain.identity import RequestId
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, Role
 from gateway.http.errors import error_response
+from gateway.http.heads import REQUEST_ID
 from gateway.http.request_ids import RequestIds
 from gateway.telemetry.logs import log_for
 from gateway.telemetry.metrics import Metrics
@@ -167,13 +168,18 @@ class FrontDoor:
         visit.tenant, visit.caller = caller.tenant.name, caller
         return caller
 
-    async def tell_rate(self, request: web.Request, response: web.StreamResponse) -> None:
-        """A signal before any answer is sent: a key with a rate is told how it stands with it.
+    async def complete_head(self, request: web.Request, response: web.StreamResponse) -> None:
+        """A signal before any answer is sent: it says which request it is about, and how its key stands with its rate."""
+        if (visit := request.get(VISIT)) is None:
+            return
+        # What is about an earlier request says so already.
+        response.headers.setdefault(REQUEST_ID, visit.request)
+        if visit.caller is not None:
+            self._tell_rate(visit.caller, response)
 
-        In the words of draft-ietf-httpapi-ratelimit-headers.
-        """
-        caller = visit.caller if (visit := request.get(VISIT)) else None
-        if caller is None or (rate := caller.terms.rate) is None:
+    def _tell_rate(self, caller: Caller, response: web.StreamResponse) -> None:
+        """In the words of draft-ietf-httpapi-ratelimit-headers."""
+        if (rate := caller.terms.rate) is None:
             return
         now = self._clock()
         stands = self._pace.look(

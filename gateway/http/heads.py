@@ -45,10 +45,11 @@ def of_generation(
     return headers
 
 
-def of_link(media_type: str) -> dict[str, str]:
-    """What is said of a blob that is fetched by its link."""
+def of_link(media_type: str, *, request: str) -> dict[str, str]:
+    """What is said of a blob that is fetched by its link: by which request, and that it may be kept."""
     return {
         "Content-Type": media_type,
+        REQUEST_ID: request,
         "Cache-Control": f"private, max-age={_YEAR_SECONDS}, immutable",
     }
 

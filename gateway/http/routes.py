@@ -36,7 +36,7 @@ def front(
     """What callers reach, and administrators, if they are to be served here."""
     app = web.Application(middlewares=[front_door.middleware])
     app.on_response_prepare.append(_sign)
-    app.on_response_prepare.append(front_door.tell_rate)
+    app.on_response_prepare.append(front_door.complete_head)
     app.router.add_routes(
         [
             web.post("/v1/{model}", generations.post_v1),
@@ -82,7 +82,7 @@ def operations(
     """What operators reach, and administrators, if they are to be served here."""
     app = web.Application(middlewares=[_for_administrators(front_door.middleware)] if administration else [])
     app.on_response_prepare.append(_sign)
-    app.on_response_prepare.append(front_door.tell_rate)
+    app.on_response_prepare.append(front_door.complete_head)
     app.router.add_routes(administration)
     app.router.add_routes(
         [

@@ -29,6 +29,28 @@ async def test_a_submit_is_answered_at_once_with_absolute_urls_on_the_gateway(ho
     await house.let_go()
 
 
+async def test_every_answer_names_the_request_that_it_answers_and_a_resource_the_one_that_it_tells_of(
+    house: House,
+) -> None:
+    submitted = await house.submit()
+    identity, result = submitted.json["request_id"], await house.result(submitted)
+    link = result.json["output"]
+    looks = [await house.get(f"/v1/{place}") for place in ("usage", "models", "get-user-credits")]
+    looks.append(await house.ask("POST", f"/v1/{MODEL}/quote", json=video()))
+    # The first is answered by the application, and those after it from memory, as far as they can be.
+    for _ in range(2):
+        looks += [await house.ask("GET", link, key=""), await house.ask("HEAD", link, key="")]
+        for headers in ({"Range": "bytes=0-9"}, {"If-None-Match": "*"}, {"Range": "bytes=99999999-"}):
+            looks.append(await house.ask("GET", link, key="", headers=headers))
+    statuses = [each.status for each in looks]
+    named = [str(uuid.UUID(each.headers["x-request-id"])) for each in looks]
+
+    assert statuses == [200] * 4 + [200, 200, 206, 304, 416] * 2
+    assert len({*named, identity}) == len(looks) + 1
+    assert {line["request_id"] for line in house.log_lines if "request_id" in line}.issuperset(named[:4])
+    assert result.headers["x-request-id"] == identity
+
+
 @pytest.mark.parametrize("public_url", ["https://gateway.example.com", "https://example.com/media/"])
 async def test_links_point_to_the_public_url_where_there_is_one(
     open_house: OpenHouse, public_url: str

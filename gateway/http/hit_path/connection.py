@@ -341,15 +341,16 @@ class HitConnection(RequestHandler):
         if known is None:
             return False
         link, medium = known
-        date = self._path.date()
+        request, date = self._path.request_ids.next_bytes(), self._path.date()
         match ranges.wanted(fetch.range, medium.size_bytes):
             case None:
                 start, count = 0, medium.size_bytes
-                head = link.whole % date
+                head = link.whole % (request, date)
             case (_, 0):
                 return False
             case (start, count):
-                head = link.part % (b"%d" % start, b"%d" % (start + count - 1), b"%d" % count, date)
+                span = (b"%d" % start, b"%d" % (start + count - 1), b"%d" % count)
+                head = link.part % (request, *span, date)
         return self._send(head, medium, start, count, now, self._path.served.fetched)
 
     def _send(

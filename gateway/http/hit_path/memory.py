@@ -118,10 +118,10 @@ class Link:
     digest: Digest
     expires: float
     whole: bytes
-    """The template of the head: takes the date."""
+    """The template of the head: takes the request's id and the date."""
 
     part: bytes
-    """Takes first byte, last byte, length and date."""
+    """Takes the request's id, first byte, last byte, length and date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +290,7 @@ class Memory:
         """The ordinary application has sent this blob for this target, which is good until `expires`."""
         if target not in self._links:
             size = str(blob.size_bytes)
-            headers = {**heads.of_link(blob.media_type), **heads.of_blob(blob.digest)}
+            headers = {**heads.of_link(blob.media_type, request=BLANK), **heads.of_blob(blob.digest)}
             part = {**headers, "Content-Range": heads.content_range(BLANK, BLANK, size)}
             link = Link(
                 blob.digest,
