@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from gateway.domain.generation import Artifact, Blob
 from gateway.domain.identity import Digest
@@ -22,6 +22,14 @@ class LocalFile:
     """A blob as a file that may be read for as long as it is held open."""
 
     path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A blob that is open: it can be read to its end, whatever happens to it in the store."""
+
+    handle: IO[bytes]
     size_bytes: int
 
 
@@ -48,6 +56,9 @@ class BlobStore(Protocol):
 
         A blob that does not match its digest is counted, put aside and never located again.
         """
+
+    async def open(self, digest: Digest) -> OpenFile | None:
+        """The blob, opened, where `locate` would have found it. Whoever is given it closes it."""
 
     async def delete(self, digest: Digest) -> None:
         """Forget the blob; nothing happens if it is not there."""

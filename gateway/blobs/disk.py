@@ -27,11 +27,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import IO, ParamSpec, TypeVar
 
 import orjson
 
-from gateway.blobs.contract import Inspection, LocalFile
+from gateway.blobs.contract import Inspection, LocalFile, OpenFile
 from gateway.database.marks import Marks
 from gateway.database.nopickle import Index, NoPickleDisk, Value, storage_faults
 from gateway.database.tidying import Slices
@@ -148,14 +148,31 @@ class DiskBlobStore:
             return None
         path = self._path(digest)
         identity, sound = await _on_disk(self._examine, digest, path)
+        if not await self._is_there(digest, identity, sound=sound):
+            return None
+        assert identity is not None  # noqa: S101 -- it is there
+        return LocalFile(path, identity.size_bytes)
+
+    async def open(self, digest: Digest) -> OpenFile | None:
+        """As promised in the contract, at the cost of `locate`. Raises StorageUnavailable when the disk cannot say."""
+        if not _DIGEST.fullmatch(digest):
+            return None
+        identity, sound, handle = await _on_disk(self._examine_and_open, digest, self._path(digest))
+        if not await self._is_there(digest, identity, sound=sound) or handle is None:
+            return None
+        assert identity is not None  # noqa: S101 -- it is there
+        return OpenFile(handle, identity.size_bytes)
+
+    async def _is_there(self, digest: Digest, identity: _Identity | None, *, sound: bool) -> bool:
+        """Whether what was found is the blob; what is missing or broken is noted."""
         if identity is None:
             await self._index.run(self._note_missing, digest)
-            return None
-        if not sound:
+        elif not sound:
             await self._index.run(self._put_aside, digest, identity)
-            return None
-        self._touch(digest, identity.size_bytes)
-        return LocalFile(path, identity.size_bytes)
+        else:
+            self._touch(digest, identity.size_bytes)
+            return True
+        return False
 
     async def delete(self, digest: Digest) -> None:
         """As promised in the contract. Raises StorageUnavailable when the disk does not let it go."""
@@ -219,6 +236,7 @@ class DiskBlobStore:
         with storage_faults():
             staged.sync()
         self._index.do(self._publish, staged, digest, size_bytes)
+        self._note_touch(digest, self._monotonic())
         staged.discard()
         return Blob(digest, size_bytes, media_type)
 
@@ -238,6 +256,18 @@ class DiskBlobStore:
             self._verified[digest] = identity
         return identity, sound
 
+    def _examine_and_open(
+        self, digest: Digest, path: Path
+    ) -> tuple[_Identity | None, bool, IO[bytes] | None]:
+        identity, sound = self._examine(digest, path)
+        if not sound:
+            return identity, sound, None
+        try:
+            return identity, sound, path.open("rb")
+        except FileNotFoundError:
+            # Dropped between being looked at and being opened.
+            return identity, sound, None
+
     def _touch(self, digest: Digest, size_bytes: int) -> None:
         """Note the use for the order of eviction.
 
@@ -248,10 +278,13 @@ class DiskBlobStore:
         touched = self._touched.get(digest)
         if touched is not None and now - touched < _TOUCH_EVERY_SECONDS:
             return
+        self._note_touch(digest, now)
+        self._index.later(self._note_use, digest, size_bytes)
+
+    def _note_touch(self, digest: Digest, now: float) -> None:
         if len(self._touched) >= _MOST_REMEMBERED:
             self._touched.clear()
         self._touched[digest] = now
-        self._index.later(self._note_use, digest, size_bytes)
 
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest[:2] / digest

@@ -83,7 +83,10 @@ class DiskGenerationCache:
         # Changed on the index's thread only, in the order in which the database is: memory cannot fall behind it.
         self._remembered: OrderedDict[Fingerprint, _Remembered] = OrderedDict()
         self._evicted = self._unreadable = 0
-        self._index = Index(directory, max_bytes=max_bytes, on_change=self._change_mark, monotonic=monotonic)
+        # What the loss of power takes from it is asked of the journal, and remembered again.
+        self._index = Index(
+            directory, max_bytes=max_bytes, synced=False, on_change=self._change_mark, monotonic=monotonic
+        )
         self._index.tidy(self._make_room)
 
     async def get(self, fingerprint: Fingerprint) -> Generation | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import queue
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -25,6 +27,9 @@ Work = Callable[[sqlite3.Connection], T]
 _BUSY_TIMEOUT_SECONDS = 10.0
 _MOST_IN_ONE_COMMIT = 512
 _SECONDS_BETWEEN_CHECKPOINTS = 0.25
+_PATIENCE_SECONDS = 0.01
+"""How long a patient piece of work waits for a commit that it can share."""
+
 _LOG_PAGES = 4000
 """So long the log grows (16 MiB) before a commit waits for a checkpoint: more than is written between two of them."""
 
@@ -34,6 +39,15 @@ class _Job:
     work: Work[Any]
     loop: asyncio.AbstractEventLoop
     landing: asyncio.Future[Any]
+
+
+class _Word(enum.Enum):
+    """What the writer is told beside its jobs."""
+
+    COMMIT = enum.auto()
+    """Those who were patient have waited long enough."""
+
+    CLOSE = enum.auto()
 
 
 class SqliteDatabase:
@@ -51,7 +65,8 @@ class SqliteDatabase:
         self._changed: set[str] = set()
         # Prompts and hashes of keys are nobody else's: what SQLite puts beside the file gets the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | _Word] = queue.SimpleQueue()
+        self._patient: deque[_Job] = deque()
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="database-reader")
         self._writer = _connect_writer(path)
         self._reader = _connect(path)
@@ -96,9 +111,10 @@ class SqliteDatabase:
         finally:
             connection.close()
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, patient: bool = False) -> T:
         """What `work` returns, once it is on disk. What it raises passes, and it has then changed nothing.
 
+        One that is `patient` makes no commit of its own while others come: it is done within ten milliseconds.
         A caller that is cancelled does not know whether the work was done: it may have been.
         Raises StorageUnavailable when the database is locked, full or broken; nothing was changed.
         """
@@ -106,7 +122,13 @@ class SqliteDatabase:
         landing: asyncio.Future[T] = loop.create_future()
         if self._closed:
             raise StorageUnavailable("The ledger is closed.")
-        self._jobs.put(_Job(work, loop, landing))
+        job = _Job(work, loop, landing)
+        if not patient:
+            self._jobs.put(job)
+        else:
+            self._patient.append(job)
+            if len(self._patient) == 1:
+                loop.call_later(_PATIENCE_SECONDS, self._jobs.put, _Word.COMMIT)
         return await landing
 
     def changes(self, name: str) -> None:
@@ -168,7 +190,7 @@ class SqliteDatabase:
         if self._closed:
             return
         self._closed = True
-        self._jobs.put(None)
+        self._jobs.put(_Word.CLOSE)
         self._closing.set()
         self._written.set()
         for thread in self._threads:
@@ -185,18 +207,19 @@ class SqliteDatabase:
             raise _unavailable(error) from error
 
     def _write_until_closed(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batch = [job]
-            closing = False
-            while len(batch) < _MOST_IN_ONE_COMMIT and not self._jobs.empty():
-                following = self._jobs.get()
-                if following is None:
-                    closing = True
+        word: _Job | _Word = _Word.COMMIT
+        while word is not _Word.CLOSE:
+            batch: list[_Job] = []
+            word = self._jobs.get()
+            while isinstance(word, _Job):
+                batch.append(word)
+                if len(batch) >= _MOST_IN_ONE_COMMIT or self._jobs.empty():
                     break
-                batch.append(following)
-            self._commit(batch)
-            if closing:
-                return
+                word = self._jobs.get()
+            while self._patient:
+                batch.append(self._patient.popleft())
+            if batch:
+                self._commit(batch)
 
     def _checkpoint_until_closed(self) -> None:
         """Bring what is in the log into the file beside the writing: who commits would wait for it, and it takes long."""
@@ -211,8 +234,9 @@ class SqliteDatabase:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             for job in batch:
-                outcomes.append((job, *self._attempt(job.work)))  # noqa: PERF401 -- an error leaves the list
-            self._writer.execute("COMMIT")
+                outcomes.append((job, *self._attempt(job.work, alone=len(batch) == 1)))  # noqa: PERF401 -- an error leaves the list
+            if self._writer.in_transaction:
+                self._writer.execute("COMMIT")
             self._written.set()
         except sqlite3.Error as error:
             self._give_up_transaction()
@@ -238,18 +262,22 @@ class SqliteDatabase:
             with suppress(sqlite3.Error):
                 self._writer = _connect_writer(self.path)
 
-    def _attempt(self, work: Work[Any]) -> tuple[object, BaseException | None]:
-        self._writer.execute("SAVEPOINT attempt")
+    def _attempt(self, work: Work[Any], *, alone: bool) -> tuple[object, BaseException | None]:
+        """What became of it; what it did is undone if it failed. One that is `alone` needs no savepoint for that."""
+        if not alone:
+            self._writer.execute("SAVEPOINT attempt")
         try:
             value = work(self._writer)
         except BaseException as error:
             if not self._writer.in_transaction:
                 # Full disk and I/O errors roll the whole transaction back: nobody in this batch has written.
                 raise sqlite3.OperationalError(str(error)) from error
-            self._writer.execute("ROLLBACK TO attempt")
-            self._writer.execute("RELEASE attempt")
+            self._writer.execute("ROLLBACK" if alone else "ROLLBACK TO attempt")
+            if not alone:
+                self._writer.execute("RELEASE attempt")
             return None, _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
-        self._writer.execute("RELEASE attempt")
+        if not alone:
+            self._writer.execute("RELEASE attempt")
         return value, None
 
 

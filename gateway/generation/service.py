@@ -140,7 +140,8 @@ class GenerationService:
         """Take the request on: when this returns, everything that can refuse it has had its say.
 
         The record is concluded already if the generation was there. `pollable` says that the caller will come back
-        for the record, so that even a hit is written down; every other request is, whoever waits.
+        for the record, so that even a hit is written down, and before they are told where it is; every other request is,
+        whoever waits, while it is under way.
         Raises BudgetExceeded, KeyEnded and whatever else refuses before money moves, and Unavailable.
         """
         with _nothing_bought():
@@ -156,8 +157,9 @@ class GenerationService:
         record = RequestRecord(
             identity, caller.tenant.name, caller.key_id, request, self._clock(), purchase=boarded.purchase
         )
-        await self._records.open(record)
-        return Accepted(record, self._follow(record, boarded, caller.party))
+        if pollable:
+            await self._records.open(record)
+        return Accepted(record, self._follow(record, boarded, caller.party, is_open=pollable))
 
     async def conclusion(self, accepted: Accepted, *, wait_seconds: float) -> Conclusion:
         """What became of an accepted request, after at most `wait_seconds`.
@@ -306,10 +308,13 @@ class GenerationService:
                 ) from cancelled
             return _Boarded(flight) if joined else _Boarded(flight, purchase, pays=True)
 
-    def _follow(self, record: RequestRecord, boarded: _Boarded, party: Party) -> Follower:
-        """See to it that the record gets its outcome, whether anybody waits for it or not."""
+    def _follow(
+        self, record: RequestRecord, boarded: _Boarded, party: Party, *, is_open: bool = True
+    ) -> Follower:
+        """See to it that the record is there and gets its outcome, whether anybody waits for it or not."""
         known: Announcement[Conclusion] = Announcement()
-        follower = Follower(known, asyncio.create_task(self._conclude(record, boarded, party, known)))
+        task = asyncio.create_task(self._conclude(record, boarded, party, known, is_open=is_open))
+        follower = Follower(known, task)
         self._followers[record.id] = follower
         follower.task.add_done_callback(partial(self._forget, record.id))
         return follower
@@ -318,10 +323,18 @@ class GenerationService:
         self._followers.pop(identity).conclusion.fail(asyncio.CancelledError())
 
     async def _conclude(
-        self, record: RequestRecord, boarded: _Boarded, party: Party, known: Announcement[Conclusion]
+        self,
+        record: RequestRecord,
+        boarded: _Boarded,
+        party: Party,
+        known: Announcement[Conclusion],
+        *,
+        is_open: bool,
     ) -> None:
         boarded_at = asyncio.get_running_loop().time()
         try:
+            if not is_open:
+                await persist(lambda: self._records.open(record, patient=True))
             boarded, landed = await self._landing(record, boarded)
         except Exception as error:  # noqa: BLE001 -- raised by whoever waits; a follower that nobody waits for fails in silence
             if isinstance(error, (NotBought, RequestRefused, ResultBroken)):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Self
 
 from aiohttp import web
 
-from gateway.blobs.contract import BlobStore, LocalFile
+from gateway.blobs.contract import BlobStore
 from gateway.domain.errors import BlobUnknown
 from gateway.domain.generation import Blob
 from gateway.domain.identity import Digest
@@ -35,29 +35,16 @@ class Blobs:
             request.query.get("expires", ""),
             request.query.get("signature", ""),
         )
-        opened = await open_blob(self._blobs, digest)
+        opened = await OpenedBlob.of(self._blobs, digest)
         if opened is None:
             raise BlobUnknown(
                 "This media is no longer here: send the request that made it again, and it will be fetched or made."
             )
         response = await opened.answer(request, heads.of_link(media_type, request=request[VISIT].request))
         if response.status in (200, 206):
-            blob = Blob(digest, opened.located.size_bytes, media_type)
+            blob = Blob(digest, opened.size_bytes, media_type)
             self._on_fetch(request.raw_path, blob, float(request.query["expires"]))
         return response
-
-
-async def open_blob(blobs: BlobStore, digest: Digest) -> OpenedBlob | None:
-    """The blob, opened: from here on it can be read whatever happens to it in the store."""
-    located = await blobs.locate(digest)
-    if located is None:
-        return None
-    try:
-        handle = await asyncio.to_thread(located.path.open, "rb")
-    except FileNotFoundError:
-        # Dropped between being located and being opened.
-        return None
-    return OpenedBlob(digest, located, handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +52,14 @@ class OpenedBlob:
     """A blob that is about to be sent."""
 
     digest: Digest
-    located: LocalFile
+    size_bytes: int
     handle: IO[bytes]
+
+    @classmethod
+    async def of(cls, blobs: BlobStore, digest: Digest) -> Self | None:
+        """From here on it can be read whatever happens to it in the store; None if it is not there."""
+        opened = await blobs.open(digest)
+        return cls(digest, opened.size_bytes, opened.handle) if opened else None
 
     async def answer(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
         """Send what `request` asks of the blob: all of it, a range of it, or that it has not changed."""
@@ -76,7 +69,7 @@ class OpenedBlob:
             self.handle.close()
 
     async def _answer(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
-        size = self.located.size_bytes
+        size = self.size_bytes
         etag = heads.etag(self.digest)
         about = {**headers, **heads.of_blob(self.digest)}
         safe = request.method in ("GET", "HEAD")

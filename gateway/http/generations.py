@@ -19,7 +19,7 @@ from gateway.domain.tenant import Caller
 from gateway.generation import intake
 from gateway.generation.service import GenerationService
 from gateway.http import heads
-from gateway.http.blobs import open_blob
+from gateway.http.blobs import OpenedBlob
 from gateway.http.errors import envelope, json_response
 from gateway.http.front_door import VISIT, FrontDoor
 from gateway.http.heads import REQUEST_ID
@@ -79,7 +79,7 @@ class Generations:
             visit.outcome, visit.cost = conclusion.outcome.status.value, conclusion.outcome.charged
             if _prefers_the_record(request, conclusion.outcome.generation.blob.media_type):
                 return await self._record_response(request, caller, accepted.record, conclusion.outcome)
-            opened = await open_blob(self._blobs, conclusion.outcome.generation.blob.digest)
+            opened = await OpenedBlob.of(self._blobs, conclusion.outcome.generation.blob.digest)
             if opened is not None:
                 left = await self._remaining(caller)
                 headers = self._headers(request, conclusion.outcome, left)
@@ -220,7 +220,7 @@ class Generations:
     async def _text(self, blob: Blob) -> str | None:
         if blob.size_bytes > _MOST_INLINE_BYTES:
             return None
-        opened = await open_blob(self._blobs, blob.digest)
+        opened = await OpenedBlob.of(self._blobs, blob.digest)
         if opened is None:
             return None
         with opened.handle:

@@ -58,11 +58,11 @@ class RequestRecords(Protocol):
     All may raise StorageUnavailable, and have then changed nothing.
     """
 
-    async def open(self, record: RequestRecord) -> None:
-        """Write down a new request, concluded or not."""
+    async def open(self, record: RequestRecord, *, patient: bool = False) -> None:
+        """Write down a new request, concluded or not; one that is `patient` with what else is written down by and by."""
 
     async def conclude(self, request: RequestId, outcome: Outcome) -> None:
-        """Write down what became of it; the first outcome stays."""
+        """Write down what became of it, with what else is written down by and by; the first outcome stays."""
 
     async def find(self, request: RequestId, tenant: str) -> RequestRecord | None:
         """The tenant's own request of that name, if there is one."""

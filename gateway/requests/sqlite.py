@@ -115,7 +115,7 @@ class SqliteRequestRecords:
         self._is_alive = is_alive
         database.migrate("requests", _SCHEMA)
 
-    async def open(self, record: RequestRecord) -> None:
+    async def open(self, record: RequestRecord, *, patient: bool = False) -> None:
         row = (
             record.id,
             record.tenant,
@@ -138,14 +138,15 @@ class SqliteRequestRecords:
                 (inserted.lastrowid, to_text(_request_to_json(record.request))),
             )
 
-        await self._database.write(work)
+        await self._database.write(work, patient=patient)
 
     async def conclude(self, request: RequestId, outcome: Outcome) -> None:
         values = (self._clock(), _outcome_to_text(outcome), request)
         await self._database.write(
             lambda connection: connection.execute(
                 "UPDATE requests SET concluded_at = ?, outcome = ? WHERE id = ? AND outcome IS NULL", values
-            )
+            ),
+            patient=True,
         )
 
     async def find(self, request: RequestId, tenant: str) -> RequestRecord | None:

@@ -503,15 +503,30 @@ async def test_where_evidence_cannot_be_kept_the_reason_is_told_all_the_same(
     assert store.statistics().broken == 1
 
 
+async def test_what_is_opened_can_be_read_whatever_happens_to_it_then(store: BlobStore) -> None:
+    digest = (await store.put(_artifact(b"read me"), _no_objection)).digest
+
+    opened_file = await store.open(digest)
+    await store.delete(digest)
+
+    assert opened_file is not None
+    with opened_file.handle as handle:
+        assert (handle.read(), opened_file.size_bytes) == (b"read me", 7)
+    assert await store.open(digest) is None
+    assert await store.open(Digest("../../etc/passwd")) is None
+
+
 # ---- the disk: limit, eviction, accounts
 
 
 async def test_the_limit_holds_after_every_put_and_the_least_recently_used_goes_first(
     opened: Opened, tmp_path: Path
 ) -> None:
-    store = opened(max_bytes=50_000)
+    now = 0.0
+    store = opened(max_bytes=50_000, monotonic=lambda: now)
     digests = [(await store.put(_artifact(b"%d" % n * 10_000), _no_objection)).digest for n in range(5)]
     assert store.statistics().evicted == 0
+    now = 61.0
     await store.locate(digests[0])
 
     digests.append((await store.put(_artifact(b"x" * 15_000), _no_objection)).digest)
@@ -576,7 +591,6 @@ async def test_uses_within_a_minute_are_written_once(tmp_path: Path) -> None:
         with _index(tmp_path) as index:
             return float(index.execute("SELECT access_time FROM Cache").fetchone()[0])
 
-    await store.locate(digest)
     first = await accessed()
     now = 59.0
     await store.locate(digest)
@@ -775,8 +789,10 @@ async def test_blobs_that_come_and_go_while_files_and_index_are_compared_stay_ri
 async def test_a_pickled_row_is_refused_counted_and_executes_nothing(
     opened: Opened, tmp_path: Path, before_the_start: bool
 ) -> None:
-    store = opened()
+    now = 0.0
+    store = opened(monotonic=lambda: now)
     digest = (await store.put(_artifact(b"innocent"), _no_objection)).digest
+    now = 61.0  # from here on its row is looked at when it is used
     executed = tmp_path / "executed"
     payload = f"cos\nsystem\n(S'touch {executed}'\ntR.".encode()
     if before_the_start:

@@ -52,6 +52,48 @@ async def test_work_that_fails_changes_nothing_and_takes_nobody_with_it(database
     assert await names(database) == ["a", "b"]
 
 
+async def test_work_that_fails_alone_changes_nothing_and_the_next_goes_on(database: SqliteDatabase) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO things VALUES ('half')")
+        raise LookupError("changed my mind")
+
+    with pytest.raises(LookupError):
+        await database.write(half)
+    with pytest.raises(StorageUnavailable):
+        await database.write(lambda connection: connection.execute("INSERT INTO nowhere VALUES (1)"))
+    await database.write(insert("a"))
+
+    assert await names(database) == ["a"]
+
+
+async def test_who_is_patient_shares_the_commit_of_the_next_and_is_told_with_it(
+    database: SqliteDatabase,
+) -> None:
+    patient = [asyncio.create_task(database.write(insert(name), patient=True)) for name in "ab"]
+    await asyncio.sleep(0)
+
+    await database.write(insert("c"))
+    await asyncio.sleep(0)
+
+    assert all(task.done() for task in patient)
+    assert await names(database) == ["a", "b", "c"]
+
+
+async def test_who_is_patient_is_not_forgotten_where_nobody_else_writes_nor_at_the_end(
+    database: SqliteDatabase,
+) -> None:
+    await database.write(insert("alone"), patient=True)
+    assert await names(database) == ["alone"]
+
+    waiting = asyncio.create_task(database.write(insert("at the end"), patient=True))
+    await asyncio.sleep(0)
+    database.close()
+
+    assert await waiting == 1
+    with closing(sqlite3.connect(database.path)) as there:
+        assert there.execute("SELECT COUNT(*) FROM things").fetchone() == (2,)
+
+
 async def test_what_is_written_is_seen_by_whoever_reads_next(database: SqliteDatabase) -> None:
     for number in range(50):
         await database.write(insert(f"{number:03}"))
