@@ -20,7 +20,7 @@ from gateway.domain.identity import Fingerprint, PurchaseId, Ticket
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, Holder
 from gateway.domain.window import quarter
-from gateway.ledger import budgets, evidence, sqlite_transfers, sums
+from gateway.ledger import budgets, evidence, examination, purchase_rows, sums
 from gateway.ledger.contract import (
     Bought,
     Claim,
@@ -31,6 +31,7 @@ from gateway.ledger.contract import (
     Sent,
     State,
 )
+from gateway.ledger.purchase_rows import OPEN
 from gateway.ledger.sqlite_tables import SCHEMA
 
 InForce = Callable[[sqlite3.Connection, Caller], Caller]
@@ -39,23 +40,11 @@ InForce = Callable[[sqlite3.Connection, Caller], Caller]
 _ALL = -1
 """SQLite's word for no limit."""
 
-_OPEN = "state IN ('queued', 'sending', 'running', 'unknown')"
-"""As the partial indexes have it: SQLite knows a condition again by its words."""
-
 _FEW_HOLDERS = 16
 """As many as stand above one caller. For those of everybody, purchases would wait."""
 
-_KEPT_APART = frozenset(State) - {State.SETTLED, State.RELEASED}
-"""The states that have an index: few purchases are in them, however many there are."""
-
 _RELEASED = "state = 'released', ended_at = ?, reason = ?"
 _LOST = "state = 'lost', ended_at = ?, cost_micros = COALESCE(?, held_micros), cost_reported = ?, reason = ?"
-
-_PURCHASE = (
-    "id, tenant, path, key_id, model, fingerprint, held_micros, seed, fresh, shape, state, reserved_at, ticket, sent_at, ended_at, "
-    "cost_micros, generation, reason, "
-    "(SELECT parameters FROM purchase_parameters AS asked WHERE asked.serial = purchases.serial)"
-)
 
 _STATES: Mapping[type[Claim], State] = {Held: State.QUEUED, Sent: State.SENDING, Bought: State.RUNNING}
 """Where a purchase is while the claim is good: with an outgrown one, money could be given back for what is bought."""
@@ -112,7 +101,7 @@ class SqliteLedger:
         *,
         sending: bool,
     ) -> Held | Sent | Purchase:
-        newest = _newest(connection, request.fingerprint)
+        newest = purchase_rows.newest(connection, request.fingerprint)
         if newest is not None and (newest.id != newest_known or newest.state.is_open):
             return newest
         caller = self._in_force(connection, caller)
@@ -276,23 +265,23 @@ class SqliteLedger:
     # --- Custody
 
     async def newest(self, fingerprint: Fingerprint) -> Purchase | None:
-        return await self._database.read(lambda connection: _newest(connection, fingerprint))
+        return await self._database.read(lambda connection: purchase_rows.newest(connection, fingerprint))
 
     async def orphans(self, *, tended: AbstractSet[Fingerprint] = frozenset()) -> Sequence[Purchase]:
         now = self._clock()
 
         def work(connection: sqlite3.Connection) -> Sequence[Purchase]:
-            owners = connection.execute(f"SELECT DISTINCT owner FROM purchases WHERE {_OPEN}").fetchall()
+            owners = connection.execute(f"SELECT DISTINCT owner FROM purchases WHERE {OPEN}").fetchall()
             dead = [owner for (owner,) in owners if owner == self._owner or not self._is_alive(owner)]
             # Thousands may be open and tended to: only what is neither is read whole. Sorted here, since SQLite would
             # rather walk through everything ever bought than sort what is open.
             found = connection.execute(
-                f"SELECT serial, id, fingerprint FROM purchases WHERE {_OPEN} AND state != 'unknown' "
+                f"SELECT serial, id, fingerprint FROM purchases WHERE {OPEN} AND state != 'unknown' "
                 f"AND (lease_until <= ? OR owner IN ({_marks(dead)}))",
                 (now, *dead),
             ).fetchall()
             return [
-                _purchase(connection, identity)
+                purchase_rows.select(connection, "id = ?", identity)[0]
                 for _, identity, fingerprint in sorted(found)
                 if fingerprint not in tended
             ]
@@ -307,7 +296,7 @@ class SqliteLedger:
         self, connection: sqlite3.Connection, now: float, purchase: PurchaseId
     ) -> Held | Sent | Bought | None:
         found = connection.execute(
-            f"SELECT owner, lease_until, fence, state, ticket FROM purchases WHERE id = ? AND {_OPEN} "
+            f"SELECT owner, lease_until, fence, state, ticket FROM purchases WHERE id = ? AND {OPEN} "
             "AND state != 'unknown'",
             (purchase,),
         ).fetchone()
@@ -335,7 +324,7 @@ class SqliteLedger:
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
-                f"UPDATE purchases SET lease_until = ? WHERE owner = ? AND {_OPEN}", (until, self._owner)
+                f"UPDATE purchases SET lease_until = ? WHERE owner = ? AND {OPEN}", (until, self._owner)
             )
 
         await self._database.write(work)
@@ -443,7 +432,7 @@ class SqliteLedger:
         return await self._database.read(work)
 
     async def counts(self) -> Mapping[State, int]:
-        query = f"SELECT state, COUNT(*) FROM purchases WHERE {_OPEN} GROUP BY state"
+        query = f"SELECT state, COUNT(*) FROM purchases WHERE {OPEN} GROUP BY state"
         return await self._database.read(
             lambda connection: {State(state): count for state, count in connection.execute(query)}
         )
@@ -451,15 +440,17 @@ class SqliteLedger:
     async def purchases(
         self, *, states: Collection[State] = (), tenant: str | None = None, limit: int = 100
     ) -> Sequence[Purchase]:
-        condition = _in_any_of(states) + ("" if tenant is None else " AND tenant = ?")
+        condition = purchase_rows.in_any_of(states) + ("" if tenant is None else " AND tenant = ?")
         values = (limit,) if tenant is None else (tenant, limit)
         return await self._database.read(
-            lambda connection: _select(connection, f"{condition} ORDER BY serial DESC LIMIT ?", *values)
+            lambda connection: purchase_rows.select(
+                connection, f"{condition} ORDER BY serial DESC LIMIT ?", *values
+            )
         )
 
     async def purchase(self, purchase: PurchaseId) -> Purchase | None:
         def work(connection: sqlite3.Connection) -> Purchase | None:
-            found = _select(connection, "id = ?", purchase)
+            found = purchase_rows.select(connection, "id = ?", purchase)
             return found[0] if found else None
 
         return await self._database.read(work)
@@ -472,47 +463,10 @@ class SqliteLedger:
     # --- Audit
 
     async def verify(self) -> Sequence[Discrepancy]:
-        return await self._database.read(_discrepancies)
+        return await self._database.survey(examination.discrepancies)
 
     async def backup(self, destination: Path) -> None:
         await self._database.backup(destination)
-
-
-def _discrepancies(connection: sqlite3.Connection) -> Sequence[Discrepancy]:
-    found = []
-    (integrity,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    if integrity != "ok":
-        found.append(Discrepancy("the database file", integrity))
-    found += sums.discrepancies(connection)
-    found += sqlite_transfers.discrepancies(connection)
-    for identity, fingerprint, cost_micros, kept in connection.execute(
-        "SELECT id, fingerprint, cost_micros, generation FROM purchases WHERE state = 'settled'"
-    ):
-        generation = json.loads(kept)
-        if generation.get("fingerprint") != fingerprint:
-            found.append(Discrepancy(f"purchase {identity}", "its generation is another request's"))
-        if generation.get("cost_micros") != cost_micros:
-            found.append(Discrepancy(f"purchase {identity}", "its generation cost something else"))
-    for (identity,) in connection.execute(
-        "SELECT id FROM purchases WHERE serial NOT IN (SELECT serial FROM purchase_parameters)"
-    ):
-        found.append(Discrepancy(f"purchase {identity}", "what was asked for is not there"))
-    for ticket, count in connection.execute(
-        "SELECT ticket, COUNT(*) FROM purchases WHERE ticket IS NOT NULL GROUP BY ticket HAVING COUNT(*) > 1"
-    ):
-        found.append(Discrepancy(f"ticket {ticket}", f"{count} purchases have it"))
-    return found
-
-
-def _newest(connection: sqlite3.Connection, fingerprint: Fingerprint) -> Purchase | None:
-    found = _select(
-        connection, "fingerprint = ? AND state != 'released' ORDER BY serial DESC LIMIT 1", fingerprint
-    )
-    return found[0] if found else None
-
-
-def _purchase(connection: sqlite3.Connection, purchase: PurchaseId) -> Purchase:
-    return _select(connection, "id = ?", purchase)[0]
 
 
 def _state(connection: sqlite3.Connection, purchase: PurchaseId) -> State:
@@ -525,70 +479,6 @@ def _new_id(now: float) -> PurchaseId:
     return PurchaseId(f"{int(now * 1000):012x}{secrets.token_hex(10)}")
 
 
-def _in_any_of(states: Collection[State]) -> str:
-    if not states:
-        return "TRUE"
-    if not _KEPT_APART.issuperset(states):
-        return f"state IN ({', '.join(repr(state.value) for state in states)})"
-    # Each in the index that has it: what is open or lost is found without a walk through what was settled.
-    each = (
-        f"SELECT serial FROM purchases WHERE state = '{state.value}'{f' AND {_OPEN}' if state.is_open else ''}"
-        for state in states
-    )
-    return f"serial IN ({' UNION ALL '.join(each)})"
-
-
 def _marks(values: Sequence[object]) -> str:
     """So many question marks."""
     return ", ".join("?" * len(values))
-
-
-def _select(connection: sqlite3.Connection, condition: str, *values: object) -> list[Purchase]:
-    query = f"SELECT {_PURCHASE} FROM purchases WHERE {condition}"
-    return [_from_row(*row) for row in connection.execute(query, values)]
-
-
-def _from_row(
-    identity: str,
-    tenant: str,
-    path: str,
-    key_id: str,
-    model: str,
-    fingerprint: str,
-    held_micros: int,
-    seed: int | None,
-    fresh: int,
-    shape: str,
-    state: str,
-    reserved_at: float,
-    ticket: str | None,
-    sent_at: float | None,
-    ended_at: float | None,
-    cost_micros: int | None,
-    generation: str | None,
-    reason: str | None,
-    parameters: str,
-) -> Purchase:
-    return Purchase(
-        id=PurchaseId(identity),
-        tenant=tenant,
-        path=path,
-        key_id=key_id,
-        request=GenerationRequest(
-            model=model,
-            parameters=json.loads(parameters),
-            fingerprint=Fingerprint(fingerprint),
-            price=Money(held_micros),
-            seed=seed,
-            fresh=bool(fresh),
-            shape=shape,
-        ),
-        state=State(state),
-        reserved_at=reserved_at,
-        ticket=Ticket(ticket) if ticket else None,
-        sent_at=sent_at,
-        ended_at=ended_at,
-        cost=None if cost_micros is None else Money(cost_micros),
-        generation=Generation.from_json(json.loads(generation)) if generation else None,
-        reason=reason,
-    )

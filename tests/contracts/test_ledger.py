@@ -22,7 +22,7 @@ from gateway.domain.generation import Json
 from gateway.domain.identity import Ticket
 from gateway.domain.money import Money
 from gateway.domain.window import Window
-from gateway.ledger.contract import Bought, ClaimLost, Held, Purchase, Sent, State
+from gateway.ledger.contract import Bought, ClaimLost, Discrepancy, Held, Purchase, Sent, State
 from gateway.ledger.sqlite import SqliteLedger
 from tests.contracts.ledger_books import BLOB, DAY_SECONDS, NOON, MovableClock, caller, request
 
@@ -851,3 +851,26 @@ async def test_a_database_that_is_full_refuses_in_words_and_changes_nothing(
     await database.write(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
     assert isinstance(await held(ledger, "after"), Held)
     database.close()
+
+
+async def test_books_in_which_others_write_meanwhile_are_examined_as_they_were_at_one_moment(
+    ledger: SqliteLedger,
+) -> None:
+    """Each purchase here is the first of its tenant, and so new in every table."""
+    found: list[Discrepancy] = []
+    done = asyncio.Event()
+
+    async def examine() -> None:
+        while not done.is_set():
+            found.extend(await ledger.verify())
+
+    async def buy() -> None:
+        for number in range(200):
+            who = caller(tenant=f"tenant-{number}")
+            held = await ledger.reserve(who, request(f"cat {number}"), newest_known=None)
+            assert isinstance(held, Held)
+        done.set()
+
+    await asyncio.gather(examine(), buy())
+
+    assert found == []
