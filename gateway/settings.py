@@ -285,6 +285,9 @@ class AlertSettings(_Section):
     timeout_seconds: Seconds = 15.0
     """How long the receiver may take to answer; after that it is tried again later."""
 
+    retention_seconds: Seconds = 90 * 24 * 3600.0
+    """How long an alert can be looked at; what is still to be sent, and the newest of each threshold, is kept."""
+
 
 class ShutdownSettings(_Section):
     """What happens on SIGTERM."""

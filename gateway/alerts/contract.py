@@ -57,6 +57,9 @@ class Delivery:
     error: str = ""
     """Why it was not taken; empty if it was."""
 
+    retry_after_seconds: float | None = None
+    """How long the receiver asks to be left alone; None where it did not say. Not written down."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -72,7 +75,7 @@ class Progress:
 
 
 class Alerts(Protocol):
-    """Every alert there ever was, and how its sending goes: one log for all processes, and through all restarts."""
+    """What was raised, and how its sending goes: one log for all processes, and through all restarts."""
 
     async def raise_once(self, alerts: Sequence[Alert], *, to_be_sent: bool) -> Sequence[Alert]:
         """Write down those that are new, and answer which these are: one a holder, budget, threshold and window, for ever.
@@ -88,6 +91,12 @@ class Alerts(Protocol):
 
     async def listed(self, *, tenant: str | None = None, limit: int = 100) -> Sequence[Progress]:
         """The newest alerts, newest first; of one tenant only, if one is named."""
+
+    async def forget_before(self, moment: float) -> int:
+        """Drop what was raised before `moment`, with every try, unless it is pending; answers how many.
+
+        The newest of a holder, budget and threshold stays whatever its age: it is what says that this was told.
+        """
 
 
 class Messenger(Protocol):

@@ -15,6 +15,9 @@ PAUSES_SECONDS: Sequence[float] = (
 )  # fmt: skip
 """From each try to the next: three days in all, as Standard Webhooks advises."""
 
+_LONGEST_ASKED_SECONDS = 24 * 3600
+"""No receiver puts an alert off for longer than this at a time."""
+
 _SPREAD = 0.1
 _AT_ONCE = 20
 _GONE = 410
@@ -67,8 +70,13 @@ class Delivering:
         # Gone is the one answer that says: never again.
         if not delivery.error or delivery.status == _GONE or tries > len(PAUSES_SECONDS):
             return None
-        spread = 1 + _SPREAD * (2 * self._chance() - 1)
-        return self._clock() + PAUSES_SECONDS[tries - 1] * spread
+        chance = self._chance()
+        pause_seconds = PAUSES_SECONDS[tries - 1] * (1 + _SPREAD * (2 * chance - 1))
+        # Never before the receiver wants to be asked again.
+        asked_seconds = min(delivery.retry_after_seconds or 0.0, _LONGEST_ASKED_SECONDS) * (
+            1 + _SPREAD * chance
+        )
+        return self._clock() + max(pause_seconds, asked_seconds)
 
 
 _OUTCOMES = {State.DELIVERED: "delivered", State.PENDING: "failed", State.GIVEN_UP: "given_up"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 
 from gateway.alerts.contract import Alert, Delivery, Progress, State
 from gateway.database.sqlite import SqliteDatabase
@@ -41,6 +42,13 @@ _SCHEMA = (
 _IS_THERE = """EXISTS (
     SELECT 1 FROM alerts WHERE tenant = ? AND key_id = ? AND budget = ? AND threshold = ? AND window_start >= ?
 )"""
+_HAS_A_SUCCESSOR = """EXISTS (
+    SELECT 1 FROM alerts AS later WHERE later.tenant = alerts.tenant AND later.key_id = alerts.key_id
+    AND later.budget = alerts.budget AND later.threshold = alerts.threshold AND later.window_start > alerts.window_start
+)"""
+_FORGOTTEN_AT_ONCE = 500
+"""So that forgetting keeps nobody waiting."""
+
 _ALERT = "id, raised_at, tenant, key_id, budget, threshold, window_start, same_since, message"
 
 
@@ -85,6 +93,23 @@ class SqliteAlerts:
         return await self._database.survey(
             lambda connection: _select(connection, query, tenant, tenant, limit)
         )
+
+    async def forget_before(self, moment: float) -> int:
+        # Looked for beside everything else; what is pending or the newest is not among it later, either.
+        old = await self._database.survey(
+            lambda connection: connection.execute(
+                f"SELECT id FROM alerts WHERE raised_at < ? AND state != 'pending' AND {_HAS_A_SUCCESSOR}",
+                (moment,),
+            ).fetchall()
+        )
+        for start in range(0, len(old), _FORGOTTEN_AT_ONCE):
+            await self._database.write(partial(_drop, ids=old[start : start + _FORGOTTEN_AT_ONCE]))
+        return len(old)
+
+
+def _drop(connection: sqlite3.Connection, ids: Sequence[tuple[str]]) -> None:
+    connection.executemany("DELETE FROM deliveries WHERE alert = ?", ids)
+    connection.executemany("DELETE FROM alerts WHERE id = ?", ids)
 
 
 def _insert(connection: sqlite3.Connection, alert: Alert, state: State) -> bool:

@@ -72,7 +72,14 @@ async def opened_alerting(
         if duty.is_ours():
             await watch.look()
 
-    errands = [Errand("watch budgets", watch_budgets, ours.interval_seconds)]
+    async def forget() -> None:
+        if duty.is_ours():
+            await alerts.forget_before(clock() - ours.retention_seconds)
+
+    errands = [
+        Errand("watch budgets", watch_budgets, ours.interval_seconds),
+        Errand("forget alerts", forget, 3600.0),
+    ]
     if ours.webhook_url is not None:
         messenger = await stack.enter_async_context(opened_messenger(ours, environment, clock=clock))
         delivering = Delivering(

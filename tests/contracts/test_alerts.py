@@ -553,6 +553,48 @@ def test_whatever_happens_each_alert_is_raised_by_the_first_look_that_finds_it_a
     asyncio.run(play())
 
 
+async def test_what_is_old_is_forgotten_with_its_tries_but_for_the_newest_and_what_is_pending(
+    house: House,
+) -> None:
+    alerts = house.alerts()
+    days = [NOON + n * DAY_SECONDS for n in range(5)]
+    old = [alert(f"msg_{n}", window_start=n, same_since=n, raised_at=at) for n, at in enumerate(days)]
+    of_a_key = alert("msg_key", key_id="k", window_start=0, same_since=0)
+    await alerts.raise_once([*old, of_a_key], to_be_sent=True)
+    for each in ("msg_0", "msg_1", "msg_3", "msg_4", "msg_key"):
+        await alerts.write_down(each, TAKEN, again_at=None)
+
+    # msg_2 is pending, msg_3 is not old enough, and of the key's there is no newer one.
+    assert await alerts.forget_before(days[3]) == 2
+    assert {each.alert.id for each in await alerts.listed()} == {"msg_2", "msg_3", "msg_4", "msg_key"}
+    assert await alerts.forget_before(days[4] + 1) == 1
+    assert {each.alert.id for each in await alerts.listed()} == {"msg_2", "msg_4", "msg_key"}
+    assert [len(each.deliveries) for each in await alerts.listed()] == [1, 1, 0]
+
+
+async def test_what_was_forgotten_is_not_told_a_second_time(house: House) -> None:
+    process = await house.process(Declared("film", budgets=(Budget(Money.exactly(10), Window.TOTAL),)))
+    await process.spend(await process.caller(), "9")
+    await process.watch.look()
+    told = await process.raised()
+    house.clock.now += 1000 * DAY_SECONDS
+    await process.alerts.forget_before(house.clock.now)
+    # As after a restart, which knows only what is written down.
+    later = await house.process()
+    await later.watch.look()
+
+    assert await later.raised() == told == ["film total 50", "film total 80"]
+
+
+async def test_forgetting_takes_everything_however_much_it_is(house: House) -> None:
+    alerts = house.alerts()
+    many = [alert(f"msg_{n}", window_start=n, same_since=n) for n in range(1201)]
+    await alerts.raise_once(many, to_be_sent=False)
+
+    assert await alerts.forget_before(NOON + 1) == 1200
+    assert [each.alert.id for each in await alerts.listed()] == ["msg_1200"]
+
+
 # --- Sending
 
 
@@ -612,6 +654,21 @@ async def test_what_is_not_taken_is_sent_again_at_growing_pauses_and_then_given_
         house.metrics.registry.get_sample_value("gateway_webhook_deliveries_total", {"outcome": "failed"})
         == 9
     )
+
+
+@pytest.mark.parametrize(
+    ("asked_seconds", "pause_seconds"),
+    [(2.0, 5.0), (60.0, 60 * 1.05), (10**9, 24 * 3600 * 1.05), (None, 5.0)],
+)
+async def test_who_asks_for_a_longer_pause_gets_it_up_to_a_day(
+    house: House, asked_seconds: float | None, pause_seconds: float
+) -> None:
+    await house.alerts().raise_once([alert()], to_be_sent=True)
+    busy = replace(NOT_TAKEN, status=503, retry_after_seconds=asked_seconds)
+    await delivering(house, Scripted(house.clock, lambda: busy)).send_due()
+
+    (pending,) = await house.alerts().listed()
+    assert pending.due_at == pytest.approx(NOON + pause_seconds)
 
 
 @pytest.mark.parametrize(("answer", "state"), [(TAKEN, State.DELIVERED), (GONE, State.GIVEN_UP)])

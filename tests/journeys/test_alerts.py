@@ -11,12 +11,15 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from gateway.alerts.signing import SigningSecret
+from gateway.alerts.webhooks import WebhookMessenger
 from gateway.domain.errors import CannotStart
 from gateway.domain.tenant import KeyTerms, Role
 from gateway.http.listening import listening
@@ -71,6 +74,7 @@ class Receiver:
     elsewhere: int = 0
     """How often somebody came to where a redirect leads."""
 
+    retry_after: str = "0"
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take(self, request: web.Request) -> web.Response:
@@ -78,7 +82,8 @@ class Receiver:
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         if not status:
             await self.closing.wait()
-        return web.Response(status=status or 200, headers={"Location": "/elsewhere"} if status == 307 else {})
+        headers = {"Location": "/elsewhere"} if status == 307 else {"Retry-After": self.retry_after}
+        return web.Response(status=status or 200, headers=headers)
 
     async def take_elsewhere(self, _: web.Request) -> web.Response:
         self.elsewhere += 1
@@ -223,6 +228,51 @@ async def test_whoever_says_that_it_is_gone_is_not_sent_the_same_again(open_hous
 
     assert (ended["state"], again["state"], len(again["deliveries"])) == ("given up", "given up", 1)
     assert [line["level"] for line in house.log_lines if line["event"] == "alert given up"] == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "asked_seconds"),
+    [
+        (503, "120", 120.0),
+        (429, "Tue, 24 Nov 2026 00:10:00 GMT", 600.0),
+        (429, "Mon, 23 Nov 2026 00:10:00 GMT", 0.0),
+        (503, "soon", None),
+        (503, "Tue, 99 Nov 2026 00:10:00 GMT", None),
+        (503, None, None),
+        (500, "120", None),
+    ],
+)
+async def test_when_a_receiver_wants_to_be_asked_again_is_read_in_either_form(
+    status: int, said: str | None, asked_seconds: float | None
+) -> None:
+    midnight = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
+
+    async def busy(_: web.Request) -> web.Response:
+        return web.Response(status=status, headers={} if said is None else {"Retry-After": said})
+
+    application = web.Application()
+    application.router.add_post(_ADDRESS, busy)
+    async with (
+        listening(application, "127.0.0.1", 0, 75.0) as url,
+        WebhookMessenger.open(
+            url=url + _ADDRESS, secret=SigningSecret(SECRET), clock=lambda: midnight, timeout_seconds=30
+        ) as messenger,
+    ):
+        delivery = await messenger.send("msg_1", "{}")
+
+    assert (delivery.status, delivery.error) == (status, f"answered {status}")
+    assert delivery.retry_after_seconds == asked_seconds
+
+
+async def test_a_receiver_that_names_a_pause_is_left_alone_for_so_long(open_house: OpenHouse) -> None:
+    async with receiving(503, 204) as receiver:
+        receiver.retry_after = "7200"
+        house = await _house(open_house, receiver)
+        await house.make(video(seed=1))
+        pending = await _until_tries(house, 1)
+
+    due = datetime.fromisoformat(pending["due_at"]) - datetime.fromisoformat(pending["deliveries"][0]["at"])
+    assert due.total_seconds() >= 7200 - 1
 
 
 async def test_where_nobody_listens_it_is_tried_again_and_the_address_is_not_told(
