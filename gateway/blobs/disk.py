@@ -19,19 +19,19 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
 import orjson
 
 from gateway.blobs.contract import Inspection, LocalFile, OpenFile
+from gateway.blobs.staging import Staged
 from gateway.database.marks import Marks
 from gateway.database.nopickle import Index, NoPickleDisk, Value, storage_faults
 from gateway.database.tidying import Slices
@@ -128,7 +128,7 @@ class DiskBlobStore:
 
         A cancellation that comes while the file is getting its name is too late: then the blob is there, whole.
         """
-        staged = _Staged(self._incoming)
+        staged = Staged(self._incoming)
         try:
             size_bytes, rest = await self._receive(artifact, staged)
             # One thread does all that is left: going back and forth costs more than most of it.
@@ -157,7 +157,14 @@ class DiskBlobStore:
         """As promised in the contract, at the cost of `locate`. Raises StorageUnavailable when the disk cannot say."""
         if not _DIGEST.fullmatch(digest):
             return None
-        identity, sound, handle = await _on_disk(self._examine_and_open, digest, self._path(digest))
+        work = partial(self._examine_and_open, digest, self._path(digest))
+        found = asyncio.get_running_loop().run_in_executor(None, work)
+        try:
+            identity, sound, handle = await asyncio.shield(found)
+        except asyncio.CancelledError:
+            # Nobody is left to close what the thread has yet to open.
+            found.add_done_callback(_close_opened)
+            raise
         if not await self._is_there(digest, identity, sound=sound) or handle is None:
             return None
         assert identity is not None  # noqa: S101 -- it is there
@@ -201,7 +208,7 @@ class DiskBlobStore:
 
     # On any thread.
 
-    async def _receive(self, artifact: Artifact, staged: _Staged) -> tuple[int, bytes]:
+    async def _receive(self, artifact: Artifact, staged: Staged) -> tuple[int, bytes]:
         """How many bytes came, and the last of them: those that are not written yet."""
         announced, came, waiting = artifact.size_bytes, 0, bytearray()
         # No fault is translated around this loop: what the reader of the chunks raises is its own, a TimeoutError too.
@@ -220,7 +227,7 @@ class DiskBlobStore:
         return came, bytes(waiting)
 
     def _keep(
-        self, staged: _Staged, rest: bytes, size_bytes: int, media_type: str, inspect: Inspection
+        self, staged: Staged, rest: bytes, size_bytes: int, media_type: str, inspect: Inspection
     ) -> Blob:
         """Write the `rest`, and have it all inspected, synced and published. A `discard` comes between any two of these."""
         with storage_faults():
@@ -259,14 +266,13 @@ class DiskBlobStore:
     def _examine_and_open(
         self, digest: Digest, path: Path
     ) -> tuple[_Identity | None, bool, IO[bytes] | None]:
-        identity, sound = self._examine(digest, path)
-        if not sound:
-            return identity, sound, None
-        try:
-            return identity, sound, path.open("rb")
-        except FileNotFoundError:
-            # Dropped between being looked at and being opened.
-            return identity, sound, None
+        with storage_faults():
+            identity, sound = self._examine(digest, path)
+            try:
+                return identity, sound, path.open("rb") if sound else None
+            except FileNotFoundError:
+                # Dropped between being looked at and being opened.
+                return identity, sound, None
 
     def _touch(self, digest: Digest, size_bytes: int) -> None:
         """Note the use for the order of eviction.
@@ -295,7 +301,7 @@ class DiskBlobStore:
 
     # On the index's thread.
 
-    def _publish(self, staged: _Staged, digest: Digest, size_bytes: int) -> None:
+    def _publish(self, staged: Staged, digest: Digest, size_bytes: int) -> None:
         path = self._path(digest)
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
@@ -374,7 +380,7 @@ class DiskBlobStore:
                     self._index.delete(digest)
             self._trim_quarantine()
 
-    def _keep_evidence(self, staged: _Staged, evidence: _Evidence) -> None:
+    def _keep_evidence(self, staged: Staged, evidence: _Evidence) -> None:
         self._broken += 1
         path = self._quarantine / f"{_BROKEN}{evidence.sha256}"
         with staged.held(), self._index.transaction():
@@ -485,78 +491,6 @@ class _Identity:
         return cls(seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, stat.S_ISREG(seen.st_mode))
 
 
-class _Staged:
-    """A file on its way in.
-
-    A cancelled task leaves its thread running, so a lock keeps writing and clearing away apart, and nothing is written
-    once it is cleared away.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._busy = threading.Lock()
-        self._descriptor: int | None = None
-        self._discarded = False
-        self._sha256 = hashlib.sha256()
-        self.path = directory
-        self.renamed = False
-
-    def write(self, data: bytes) -> None:
-        """The first makes the file."""
-        with self.held():
-            descriptor = self._opened() if self._descriptor is None else self._descriptor
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            self._sha256.update(data)
-
-    def _opened(self) -> int:
-        while True:
-            descriptor, name = tempfile.mkstemp(dir=self._directory)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except BaseException:
-                os.close(descriptor)
-                Path(name).unlink(missing_ok=True)
-                raise
-            if os.fstat(descriptor).st_nlink:
-                self._descriptor, self.path = descriptor, Path(name)
-                return descriptor
-            # Another process was opening the store, and cleared it away before it was locked.
-            os.close(descriptor)
-
-    def digest(self) -> Digest:
-        return Digest(self._sha256.hexdigest())
-
-    def sync(self) -> None:
-        with self.held():
-            assert self._descriptor is not None, "written to before it is synced"  # noqa: S101 -- ours to get right
-            os.fsync(self._descriptor)
-
-    def rename(self, target: Path) -> None:
-        """While `held`."""
-        self.path.rename(target)
-        self.renamed = True
-
-    def discard(self) -> None:
-        with self._busy:
-            self._discarded = True
-            if self._descriptor is None:
-                return
-            if not self.renamed:
-                with suppress(OSError):  # the next start finds it
-                    self.path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        with self._busy:
-            if self._discarded:
-                raise RuntimeError("cleared away already; whoever wanted it has been cancelled")
-            yield
-
-
 async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What `work` returns, done in a thread; what the disk raises becomes StorageUnavailable."""
 
@@ -565,6 +499,11 @@ async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
             return work(*args, **kwargs)
 
     return await asyncio.to_thread(translated)
+
+
+def _close_opened(found: asyncio.Future[tuple[_Identity | None, bool, IO[bytes] | None]]) -> None:
+    if not found.cancelled() and found.exception() is None and (handle := found.result()[2]) is not None:
+        handle.close()
 
 
 def _readable_sha256(path: Path) -> str | None:

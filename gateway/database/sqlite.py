@@ -234,9 +234,8 @@ class SqliteDatabase:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             for job in batch:
-                outcomes.append((job, *self._attempt(job.work, alone=len(batch) == 1)))  # noqa: PERF401 -- an error leaves the list
-            if self._writer.in_transaction:
-                self._writer.execute("COMMIT")
+                outcomes.append((job, *self._attempt(job.work)))  # noqa: PERF401 -- an error leaves the list
+            self._writer.execute("COMMIT")
             self._written.set()
         except sqlite3.Error as error:
             self._give_up_transaction()
@@ -262,22 +261,18 @@ class SqliteDatabase:
             with suppress(sqlite3.Error):
                 self._writer = _connect_writer(self.path)
 
-    def _attempt(self, work: Work[Any], *, alone: bool) -> tuple[object, BaseException | None]:
-        """What became of it; what it did is undone if it failed. One that is `alone` needs no savepoint for that."""
-        if not alone:
-            self._writer.execute("SAVEPOINT attempt")
+    def _attempt(self, work: Work[Any]) -> tuple[object, BaseException | None]:
+        self._writer.execute("SAVEPOINT attempt")
         try:
             value = work(self._writer)
         except BaseException as error:
             if not self._writer.in_transaction:
                 # Full disk and I/O errors roll the whole transaction back: nobody in this batch has written.
                 raise sqlite3.OperationalError(str(error)) from error
-            self._writer.execute("ROLLBACK" if alone else "ROLLBACK TO attempt")
-            if not alone:
-                self._writer.execute("RELEASE attempt")
-            return None, _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
-        if not alone:
+            self._writer.execute("ROLLBACK TO attempt")
             self._writer.execute("RELEASE attempt")
+            return None, _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
+        self._writer.execute("RELEASE attempt")
         return value, None
 
 

@@ -79,9 +79,9 @@ class Generations:
             visit.outcome, visit.cost = conclusion.outcome.status.value, conclusion.outcome.charged
             if _prefers_the_record(request, conclusion.outcome.generation.blob.media_type):
                 return await self._record_response(request, caller, accepted.record, conclusion.outcome)
+            left = await self._remaining(caller)
             opened = await OpenedBlob.of(self._blobs, conclusion.outcome.generation.blob.digest)
             if opened is not None:
-                left = await self._remaining(caller)
                 headers = self._headers(request, conclusion.outcome, left)
                 if body and conclusion.outcome.status is CacheStatus.HIT:
                     self._on_hit(caller, accepted.record.request, body)

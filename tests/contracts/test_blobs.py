@@ -24,7 +24,8 @@ from pathlib import Path
 import pytest
 
 from gateway.blobs.contract import BlobStore, LocalFile
-from gateway.blobs.disk import DiskBlobStore, _Staged
+from gateway.blobs.disk import DiskBlobStore
+from gateway.blobs.staging import Staged
 from gateway.database.marks import Marks
 from gateway.domain.errors import ResultBroken, StorageUnavailable
 from gateway.domain.generation import Artifact, Blob
@@ -996,7 +997,7 @@ async def test_a_blob_that_is_repaired_while_its_damaged_copy_is_judged_stays(op
 
 
 def test_what_was_cleared_away_is_not_begun_any_more(tmp_path: Path) -> None:
-    staged = _Staged(tmp_path)  # its task was cancelled while its thread had not yet started
+    staged = Staged(tmp_path)  # its task was cancelled while its thread had not yet started
 
     staged.discard()
 
