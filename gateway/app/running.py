@@ -169,7 +169,7 @@ async def running_gateway(
         )
         administration = routes.administration(
             admin=Admin(front_door, tenants, tenants, tenants, ledger, catalog, clock),
-            alerts=AlertLog(front_door, alerting.alerts),
+            alerts=AlertLog(front_door, alerting.alerts, tenants),
             usage=UsageReports(
                 front_door,
                 usage_of(database, ledger, transfers, tallies, tenants, clock),

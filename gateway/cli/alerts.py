@@ -14,21 +14,22 @@ from cyclopts import App
 
 from gateway.alerts.contract import Delivery, Progress
 from gateway.app.alerting import opened_alerts, opened_messenger
-from gateway.app.opening import SYSTEM_CLOCK
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options
+from gateway.app.opening import SYSTEM_CLOCK, opened_directory
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Count, Flag, Options
+from gateway.cli.tables import aligned
 from gateway.domain.json_forms import utc
 from gateway.http.alerts import progress_to_json
 
 alerts = App(name="alerts", help="List what was told of budgets, or try whether somebody listens.")
 
-_ROW = "{:<18}{:<20}{:<18}{:<11}{:<11}{:<6}{}"
+_HEADER = ("RAISED", "OF", "BUDGET", "THRESHOLD", "STATE", "TRIES", "LAST ERROR")
 
 
 @alerts.command(name="list")
 def list_(
     *,
     tenant: str | None = None,
-    limit: int = 50,
+    limit: Count = 50,
     json: Flag = False,
     options: Options = FILE_AND_ENVIRONMENT,
 ) -> None:
@@ -45,27 +46,20 @@ def list_(
     """
 
     async def look() -> Sequence[Progress]:
-        async with opened_alerts(options.settings()) as found:
-            return await found.listed(tenant=tenant, limit=max(0, limit))
+        settings = options.settings()
+        async with opened_alerts(settings) as log:
+            found = await log.listed(tenant=tenant, limit=limit)
+        if tenant is not None and not found:
+            async with opened_directory(settings, applying=False) as directory:
+                directory.find(tenant)
+        return found
 
     listed = asyncio.run(look())
     if json:
         print(json_.dumps([progress_to_json(each) for each in listed], indent=2, ensure_ascii=False))
         return
-    print(_ROW.format("RAISED", "OF", "BUDGET", "THRESHOLD", "STATE", "TRIES", "LAST ERROR"))
-    for each in listed:
-        alert = each.alert
-        print(
-            _ROW.format(
-                datetime.fromtimestamp(alert.raised_at, UTC).strftime("%Y-%m-%d %H:%M"),
-                f"{alert.tenant}#{alert.key_id}" if alert.key_id else alert.tenant,
-                alert.budget,
-                f"{alert.threshold} %" if alert.threshold.isdecimal() else alert.threshold,
-                each.state.value,
-                len(each.deliveries),
-                each.deliveries[-1].error if each.deliveries else "",
-            ).rstrip()
-        )
+    for line in aligned(_HEADER, map(_cells, listed)):
+        print(line)
 
 
 @alerts.command
@@ -82,3 +76,16 @@ def test(*, options: Options = FILE_AND_ENVIRONMENT) -> None:  # noqa: PT028 -- 
     if delivery.error:
         sys.exit(f"gateway: {message_id} was not taken: {delivery.error}.")
     print(f"{message_id} was taken: {delivery.status} after {delivery.seconds:.3f} s.")
+
+
+def _cells(progress: Progress) -> Sequence[object]:
+    alert, deliveries = progress.alert, progress.deliveries
+    return (
+        datetime.fromtimestamp(alert.raised_at, UTC).strftime("%Y-%m-%d %H:%M"),
+        f"{alert.tenant}#{alert.key_id}" if alert.key_id else alert.tenant,
+        alert.budget,
+        f"{alert.threshold} %" if alert.threshold.isdecimal() else alert.threshold,
+        progress.state.value,
+        len(deliveries),
+        deliveries[-1].error if deliveries else "",
+    )

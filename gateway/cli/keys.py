@@ -6,7 +6,7 @@ import asyncio
 import json as json_
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal, NoReturn
@@ -14,11 +14,14 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, Parameter
 
 from gateway.app.opening import SYSTEM_CLOCK, opened_directory
+from gateway.catalog.yaml_files import load_catalog
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options, whoever_runs_this
+from gateway.cli.tables import aligned
+from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.generation import Json
 from gateway.tenants import key_format
 from gateway.tenants.contract import Key
-from gateway.tenants.declarations import terms_from_json, terms_to_json
+from gateway.tenants.declarations import one_line, terms_from_json, terms_to_json
 
 keys = App(
     name="keys", help="Make, list, rotate and revoke tenants' keys. A running gateway knows of it at once."
@@ -61,6 +64,11 @@ def create(
     expires
         When it ends: a length (12h, 30d, 4w) or a day (2026-12-31, where UTC has it begin).
     """
+    try:
+        one_line(name)
+    except ValueError as error:
+        _refuse(f"--name {error}.")
+    settings = options.settings()
     said: dict[str, Json] = {"role": role}
     if models:
         said["models"] = [*models]
@@ -71,10 +79,21 @@ def create(
     elif burst is not None:
         _refuse("--burst goes with --rate: say how often on average.")
     ends = None if expires is None else _end(expires)
-    terms = replace(terms_from_json(said, called="options"), expires_at=ends)
+    if ends is not None and ends <= SYSTEM_CLOCK():
+        _refuse(f"--expires {expires} is over: say a later day, or a length such as 30d.")
+    known = [model.name for model in load_catalog(settings.models)] if models else None
+    try:
+        terms = replace(terms_from_json(said, models=known), expires_at=ends)
+    except DocumentInvalid as error:
+        by_member = {
+            "models": ("--models", models),
+            "budgets": ("--budget", budget),
+            "rate": ("--rate", (rate or "",)),
+        }
+        _refuse("\n".join(_told(mistake, by_member) for mistake in error.mistakes))
 
     async def make() -> str:
-        async with opened_directory(options.settings()) as directory:
+        async with opened_directory(settings) as directory:
             return await directory.create(tenant, name, terms=terms, who=whoever_runs_this())
 
     print(asyncio.run(make()))
@@ -99,17 +118,17 @@ def list_(
 
     async def look() -> Sequence[Key]:
         async with opened_directory(options.settings()) as directory:
-            return await directory.listed(tenant)
+            found = await directory.listed(tenant)
+            if tenant is not None and not found:
+                directory.find(tenant)
+            return found
 
     found = asyncio.run(look())
     if json:
         print(_as_json(found))
         return
-    print(_ROW.format("ID", "TENANT", "KEY", "ROLE", "CREATED", "USED", "EXPIRES", "REVOKED", "NAME"))
-    for key in found:
-        moments = (key.created_at, key.last_used_at, key.terms.expires_at, key.revoked_at)
-        cells = (key.id, key.tenant, f"{key.hint}…", key.terms.role.value, *map(_when, moments), key.name)
-        print(_ROW.format(*cells).rstrip())
+    for line in aligned(_HEADER, map(_cells, found)):
+        print(line)
 
 
 @keys.command
@@ -203,7 +222,12 @@ def hash_(*, new: Flag = False) -> None:
     print(key_format.hash_text(key))
 
 
-_ROW = "{:<14}{:<16}{:<15}{:<8}{:<18}{:<18}{:<18}{:<18}{}"
+_HEADER = ("ID", "TENANT", "KEY", "ROLE", "CREATED", "USED", "EXPIRES", "REVOKED", "NAME")
+
+
+def _cells(key: Key) -> Sequence[object]:
+    moments = (key.created_at, key.last_used_at, key.terms.expires_at, key.revoked_at)
+    return (key.id, key.tenant, f"{key.hint}…", key.terms.role.value, *map(_when, moments), key.name)
 
 
 def _when(moment: float | None, never: str = "-") -> str:
@@ -227,6 +251,15 @@ def _as_json(found: Sequence[Key]) -> str:
         for key in found
     ]
     return json_.dumps(told, indent=2, ensure_ascii=False)
+
+
+def _told(mistake: Mistake, said: Mapping[str, tuple[str, Sequence[str]]]) -> str:
+    """What is wrong, with the option of which it is said."""
+    member, *within = mistake.place
+    option, values = said[str(member)]
+    number = next((step for step in within if isinstance(step, int)), 0)
+    words = [step for step in within if isinstance(step, str)]
+    return ": ".join([f"{option} {values[number]}", *words, mistake.problem])
 
 
 def _budget(text: str) -> Json:

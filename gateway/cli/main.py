@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cyclopts import App
@@ -38,8 +39,16 @@ def main() -> None:
     # Before the command is loaded, which is most of what there is to load.
     leave_alone()
     try:
-        app()
+        try:
+            app()
+        finally:
+            # Here, where it can still be told that nobody reads any more.
+            sys.stdout.flush()
     except (CannotStart, DatabaseTooNew, DocumentInvalid, GatewayError) as error:
         sys.exit(f"gateway: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever reads has seen enough (`| head`). What is still to be written goes nowhere, without another error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

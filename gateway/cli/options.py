@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from gateway.settings import CONFIG_VARIABLE, Settings, load_settings
 
 Flag = Annotated[bool, Parameter(negative=())]
 """An option without a value, and without a `--no-` of its own."""
+
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+"""How many things of a list are shown."""
 
 _DEFAULT_CONFIG = Path("config/gateway.yaml")
 

@@ -12,7 +12,8 @@ from typing import NoReturn
 from cyclopts import App
 
 from gateway.app.opening import opened_ledger
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Count, Flag, Options
+from gateway.cli.tables import aligned
 from gateway.domain.identity import PurchaseId
 from gateway.domain.money import Money
 from gateway.ledger.contract import Purchase, Resolution, State
@@ -23,7 +24,7 @@ purchases = App(
     help="List, show and resolve purchases. A running gateway goes on with what was resolved.",
 )
 
-_ROW = "{:<34}{:<10}{:<16}{:<22}{:>12}{:>12}  {:<18}{}"
+_HEADER = ("ID", "STATE", "TENANT", "MODEL", "HELD", "COST", "RESERVED", "TICKET")
 
 
 @purchases.command(name="list")
@@ -31,7 +32,7 @@ def list_(
     *,
     state: State | None = None,
     tenant: str | None = None,
-    limit: int = 100,
+    limit: Count = 100,
     options: Options = FILE_AND_ENVIRONMENT,
 ) -> None:
     """List purchases, newest first.
@@ -49,22 +50,23 @@ def list_(
 
     async def look() -> Sequence[Purchase]:
         async with opened_ledger(options.settings()) as ledger:
-            return await ledger.purchases(states=states, tenant=tenant, limit=max(0, limit))
+            return await ledger.purchases(states=states, tenant=tenant, limit=limit)
 
-    print(_ROW.format("ID", "STATE", "TENANT", "MODEL", "HELD", "COST", "RESERVED", "TICKET"))
-    for purchase in asyncio.run(look()):
-        print(
-            _ROW.format(
-                purchase.id,
-                purchase.state.value,
-                purchase.tenant,
-                purchase.request.model,
-                str(purchase.request.price),
-                "-" if purchase.cost is None else str(purchase.cost),
-                _when(purchase.reserved_at, "%Y-%m-%d %H:%M"),
-                purchase.ticket or "-",
-            )
-        )
+    for line in aligned(_HEADER, map(_cells, asyncio.run(look())), right=("HELD", "COST")):
+        print(line)
+
+
+def _cells(purchase: Purchase) -> Sequence[object]:
+    return (
+        purchase.id,
+        purchase.state.value,
+        purchase.tenant,
+        purchase.request.model,
+        purchase.request.price,
+        "-" if purchase.cost is None else purchase.cost,
+        _when(purchase.reserved_at, "%Y-%m-%d %H:%M"),
+        purchase.ticket or "-",
+    )
 
 
 @purchases.command

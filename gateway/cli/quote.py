@@ -7,13 +7,14 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote as escaped
 
 from cyclopts import Parameter
 
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options
+from gateway.cli.tables import aligned
 from gateway.domain.errors import CannotStart
 from gateway.domain.money import Money
 from gateway.settings import Settings
@@ -21,7 +22,7 @@ from gateway.settings import Settings
 KEY_VARIABLE = "GATEWAY_API_KEY"
 
 _PATIENCE_SECONDS = 30.0
-_BUDGET = "{:<18}{:<18}{:>13}{:>13}  {:<6}{:<22}{}"
+_HEADER = ("BUDGET", "OF", "LEFT", "AFTERWARDS", "FITS", "RESETS", "RUNS OUT")
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 -- where a gateway listens that listens everywhere
 
 
@@ -58,6 +59,9 @@ def quote(
         raise CannotStart(
             f"Put the key of whoever asks into the environment variable {KEY_VARIABLE}; `gateway keys create` makes one."
         )
+    if not key.isascii() or not key.isprintable():
+        # The library would say so, too, and show it.
+        raise CannotStart(f"What is in {KEY_VARIABLE} is no key: it is one line of letters and digits.")
     body = sys.stdin.read() if parameters == "-" else parameters
     address = url.rstrip("/") if url else _address(options.settings())
     told = _asked(f"{address}/v1/{escaped(model, safe='')}/quote", key, body)
@@ -111,17 +115,19 @@ def _lines(told: Any) -> Iterator[str]:
     yield f"fits       {'yes' if told['fits'] else 'no: it would be refused'}"
     if told["budgets"]:
         yield ""
-        yield _BUDGET.format("BUDGET", "OF", "LEFT", "AFTERWARDS", "FITS", "RESETS", "RUNS OUT")
-    for budget in told["budgets"]:
-        yield _BUDGET.format(
-            budget["name"],
-            budget["of"],
-            _usd(budget, "remaining"),
-            _usd(budget, "remaining_after"),
-            "yes" if budget["fits"] else "no",
-            budget["resets_at"] or "-",
-            budget["runs_out_at"] or "-",
-        ).rstrip()
+        yield from aligned(_HEADER, map(_cells, told["budgets"]), right=("LEFT", "AFTERWARDS"))
+
+
+def _cells(budget: Any) -> Sequence[object]:
+    return (
+        budget["name"],
+        budget["of"],
+        _usd(budget, "remaining"),
+        _usd(budget, "remaining_after"),
+        "yes" if budget["fits"] else "no",
+        budget["resets_at"] or "-",
+        budget["runs_out_at"] or "-",
+    )
 
 
 def _usd(amounts: Any, name: str) -> str:

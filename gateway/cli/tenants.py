@@ -14,19 +14,20 @@ import yaml
 from cyclopts import App
 
 from gateway.app.opening import declared, opened_directory
-from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options, whoever_runs_this
+from gateway.cli.options import FILE_AND_ENVIRONMENT, Count, Flag, Options, whoever_runs_this
+from gateway.cli.tables import aligned
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Tenant, TopUp
 from gateway.settings import Settings
 from gateway.tenants.contract import AuditEntry, Change, Declared
-from gateway.tenants.declarations import changes, declared_from_json, declared_to_json
+from gateway.tenants.declarations import changes, declared_from_json, declared_to_json, one_line
 
 tenants = App(
     name="tenants", help="Apply, list, move and top up tenants. A running gateway knows of it at once."
 )
 
-_AUDIT_ROW = "{:>6}  {:<18}{:<18}{:<16}{}"
+_AUDIT = ("SERIAL", "AT", "WHO", "ACTION", "WHAT")
 
 
 @tenants.command
@@ -164,6 +165,10 @@ def top_up(
     """
     if not reason.strip():
         _refuse("--reason is empty: say why.")
+    try:
+        one_line(reason)
+    except ValueError as error:
+        _refuse(f"--reason {error}.")
 
     async def add() -> TopUp:
         async with opened_directory(options.settings()) as directory:
@@ -177,7 +182,7 @@ def top_up(
 @tenants.command
 def audit(
     *,
-    limit: int = 50,
+    limit: Count = 50,
     json: Flag = False,
     options: Options = FILE_AND_ENVIRONMENT,
 ) -> None:
@@ -193,7 +198,7 @@ def audit(
 
     async def look() -> Sequence[AuditEntry]:
         async with opened_directory(options.settings()) as directory:
-            return await directory.audit(limit=max(0, limit))
+            return await directory.audit(limit=limit)
 
     found = asyncio.run(look())
     if json:
@@ -211,11 +216,19 @@ def audit(
         ]
         print(json_.dumps(told, indent=2, ensure_ascii=False))
         return
-    print(_AUDIT_ROW.format("SERIAL", "AT", "WHO", "ACTION", "WHAT"))
-    for entry in found:
-        at = datetime.fromtimestamp(entry.at, UTC).strftime("%Y-%m-%d %H:%M")
-        for what in _told(entry):
-            print(_AUDIT_ROW.format(entry.serial, at, entry.who, entry.action, what))
+    rows = (
+        (
+            entry.serial,
+            datetime.fromtimestamp(entry.at, UTC).strftime("%Y-%m-%d %H:%M"),
+            entry.who,
+            entry.action,
+            what,
+        )
+        for entry in found
+        for what in _told(entry)
+    )
+    for line in aligned(_AUDIT, rows, right=("SERIAL",)):
+        print(line)
 
 
 def _told(entry: AuditEntry) -> Iterator[str]:

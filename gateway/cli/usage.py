@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -17,6 +17,7 @@ from gateway.accounting.usage import AMOUNTS, COUNTS, Figures, Report
 from gateway.app.chargeback import opened_usage, upstream_name
 from gateway.app.opening import SYSTEM_CLOCK
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.cli.tables import aligned
 from gateway.domain.balance import Balance
 from gateway.http import members
 from gateway.settings import Settings
@@ -87,14 +88,19 @@ def _table(made: Report) -> Iterator[str]:
     figures = [*AMOUNTS, *COUNTS]
     rows = [[*(name or "-" for name in line.group), *_cells(line.figures)] for line in made.lines]
     total = [*("total" if number == 0 else "" for number in range(len(names))), *_cells(made.total)]
-    yield from _aligned([*names, *figures], [*rows, total], left=len(names))
+    yield from aligned(_heads(*names, *figures), [*rows, total], right=_heads(*figures))
     if made.budgets:
         yield ""
-        yield from _aligned(
-            ["budget", "of", "limit", "spent", "reserved", "remaining", "resets", "runs out"],
+        figures = ["limit", "spent", "reserved", "remaining", "resets", "runs out"]
+        yield from aligned(
+            _heads("budget", "of", *figures),
             [_budget(balance, made.made_at) for balance in made.budgets],
-            left=2,
+            right=_heads(*figures),
         )
+
+
+def _heads(*names: str) -> list[str]:
+    return [name.replace("_", " ").upper() for name in names]
 
 
 def _cells(figures: Figures) -> list[str]:
@@ -116,15 +122,3 @@ def _budget(balance: Balance, now: float) -> list[str]:
 
 def _moment(moment: datetime | None) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if moment else "-"
-
-
-def _aligned(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> Iterator[str]:
-    """Columns as wide as they have to be; the first `left` begin where the others end."""
-    lines = [[name.replace("_", " ").upper() for name in header], *rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()

@@ -39,7 +39,7 @@ nothing of another tenant. Statuses are given in `gateway/http/errors.py`, nowhe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
@@ -96,13 +96,18 @@ class Problem:
     """The nearest known name or value, when this looks like a slip of the pen."""
 
 
+def _listed(problems: Iterable[Problem]) -> str:
+    """All of them, as a sentence: one that ends with a question is none the better for a full stop."""
+    listed = "; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in problems)
+    return listed if listed.endswith("?") else f"{listed}."
+
+
 class InvalidParameters(RequestRefused):
     code = "invalid_parameters"
 
     def __init__(self, model: str, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        listed = "; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in self.problems)
-        super().__init__(f"{model} cannot take this request: {listed}.")
+        super().__init__(f"{model} cannot take this request: {_listed(self.problems)}")
 
     @property
     def details(self) -> Mapping[str, Json]:
@@ -203,8 +208,7 @@ class DeclarationInvalid(RequestRefused):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        listed = "; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in self.problems)
-        super().__init__(f"Nothing was changed: {listed}.")
+        super().__init__(f"Nothing was changed: {_listed(self.problems)}")
 
     @property
     def details(self) -> Mapping[str, Json]:
@@ -218,7 +222,7 @@ class QueryInvalid(RequestRefused):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__(f"{'; '.join(f'{p.field}: {p.problem}' for p in self.problems)}.")
+        super().__init__(_listed(self.problems))
 
     @property
     def details(self) -> Mapping[str, Json]:

@@ -24,8 +24,8 @@ _SEEDS = 2**31 - 1
 _EXACT = 2.0**53
 
 
-def parse(body: bytes) -> Mapping[str, Json]:
-    """The JSON object in a request's body. Raises MalformedRequest.
+def parse(body: bytes, *, example: str = '{"prompt": "..."}') -> Mapping[str, Json]:
+    """The JSON object in a request's body. Raises MalformedRequest, which says that it should be like `example`.
 
     Stricter than the upstream where leniency would change what is bought: a name given twice is refused, since
     one of its values would be lost; so are NaN and Infinity, which are not JSON.
@@ -40,7 +40,7 @@ def parse(body: bytes) -> Mapping[str, Json]:
     except json.JSONDecodeError as error:
         raise MalformedRequest(
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
-            'Send the parameters as one object: {"prompt": "..."}.'
+            f"Send the parameters as one object: {example}."
         ) from error
     except RecursionError as error:
         raise MalformedRequest("The body is nested too deeply to be a request.") from error
@@ -48,7 +48,7 @@ def parse(body: bytes) -> Mapping[str, Json]:
         raise MalformedRequest(f"The body is not JSON that can be read: {error}.") from error
     if not isinstance(value, dict):
         raise MalformedRequest(
-            f'The body is JSON, but not an object: send the parameters at top level, as {{"prompt": "..."}}, '
+            f"The body is JSON, but not an object: send the parameters at top level, as {example}, "
             f"not {_kind(value)}."
         )
     return value

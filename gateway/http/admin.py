@@ -28,7 +28,13 @@ from gateway.http.front_door import FrontDoor
 from gateway.http.queries import MOST_ENTRIES, is_dry_run, number, query
 from gateway.ledger.contract import Statements
 from gateway.tenants.contract import Change, Declared, Key, Keys, Register, Tenants
-from gateway.tenants.declarations import declared_from_json, declared_to_json, terms_from_json, terms_to_json
+from gateway.tenants.declarations import (
+    Line,
+    declared_from_json,
+    declared_to_json,
+    terms_from_json,
+    terms_to_json,
+)
 from gateway.tenants.yaml_files import tenants_in
 
 _A_DAY_SECONDS = 86_400
@@ -49,7 +55,7 @@ def _said(value: str) -> str:
 
 class _TopUpBody(BaseModel):
     usd: Annotated[float | str, AfterValidator(_more_than_nothing)]
-    reason: Annotated[str, AfterValidator(_said)]
+    reason: Annotated[Line, AfterValidator(_said)]
     budget: str | None = None
     key_id: str | None = None
 
@@ -58,11 +64,11 @@ class _KeyBody(BaseModel):
     """A key's own members; what it may is said by its terms, beside them."""
 
     tenant: str
-    name: str = ""
+    name: Line = ""
 
 
 class _NameBody(BaseModel):
-    name: str | None = None
+    name: Line | None = None
 
 
 class _OverlapBody(BaseModel):
@@ -185,9 +191,10 @@ class Admin:
         """All keys, or those of one tenant, but never a key itself."""
         self.front_door.admin(request)
         tenant = query(request, "tenant").get("tenant")
-        if tenant is not None:
+        found = await self.keys.listed(tenant)
+        if tenant is not None and not found:
             self.tenants.find(tenant)
-        return json_response({"keys": [_described(key) for key in await self.keys.listed(tenant)]})
+        return json_response({"keys": [_described(key) for key in found]})
 
     async def post_key(self, request: web.Request) -> web.Response:
         """Make a key: this answer is the only time that it is seen."""
@@ -197,7 +204,7 @@ class Admin:
         with _told():
             said = parse(_document(_part(body, "tenant", "name")), _KeyBody, entry="member")
             terms = terms_from_json(_rest(body, "tenant", "name"), called="body", models=self._models)
-        made = await self.keys.create(said.tenant, said.name, terms=terms, who=who)
+            made = await self.keys.create(said.tenant, said.name, terms=terms, who=who)
         return json_response({"key": made, **_described(await self.keys.find_key(made))})
 
     async def patch_key(self, request: web.Request) -> web.Response:
@@ -228,8 +235,9 @@ class Admin:
         """Make a key in place of another, which ends after the overlap: the only time that the new one is seen."""
         who = _who(self.front_door.admin(request))
         query(request)
+        given = await self._body(request) if request.can_read_body else {}
         with _told():
-            body = parse(_document(await self._body(request)), _OverlapBody, entry="member")
+            body = parse(_document(given), _OverlapBody, entry="member")
             old = _id(request.match_info["id"])
             made = await self.keys.rotate(old, overlap_seconds=body.overlap_seconds, who=who)
         return json_response({"key": made, **_described(await self.keys.find_key(made)), "in_place_of": old})
@@ -268,7 +276,7 @@ class Admin:
         return [model.name for model in self.catalog]
 
     async def _body(self, request: web.Request) -> dict[str, Json]:
-        return dict(intake.parse(await self.front_door.body(request)))
+        return dict(intake.parse(await self.front_door.body(request), example='{"name": ...}'))
 
 
 def _who(caller: Caller) -> str:

@@ -13,6 +13,7 @@ from gateway.domain.generation import Json
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
 from gateway.http.queries import MOST_ENTRIES, number, query
+from gateway.tenants.contract import Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,17 @@ class AlertLog:
 
     front_door: FrontDoor
     alerts: Alerts
+    tenants: Tenants
 
     async def get_alerts(self, request: web.Request) -> web.Response:
         """The newest alerts, newest first, with what is sent and every try; of one tenant, if one is named."""
         self.front_door.admin(request)
         given = query(request, "tenant", "limit")
         limit = number(given, "limit", 100, most=MOST_ENTRIES)
-        listed = await self.alerts.listed(tenant=given.get("tenant"), limit=limit)
+        tenant = given.get("tenant")
+        listed = await self.alerts.listed(tenant=tenant, limit=limit)
+        if tenant is not None and not listed:
+            self.tenants.find(tenant)
         return json_response({"alerts": [progress_to_json(each) for each in listed]})
 
 

@@ -123,7 +123,10 @@ class Keys(Protocol):
     """
 
     async def create(self, tenant: str, name: str, *, terms: KeyTerms = ..., who: str = "") -> str:
-        """A new key, random and prefixed: the only time that it is seen. Raises TenantUnknown."""
+        """A new key, random and prefixed: the only time that it is seen.
+
+        Raises TenantUnknown, and DocumentInvalid where it would have ended before it begins.
+        """
 
     async def rotate(self, key: str, *, overlap_seconds: float, who: str = "") -> str:
         """A new key with the same name and terms; the old one ends after `overlap_seconds`, or sooner if it was to.

@@ -27,8 +27,12 @@ from gateway.tenants.contract import Change, Declared, DeclaredKey
 PER_REQUEST = "request"
 """What the budget is called that `max_usd_per_request` makes."""
 
+MODELS_LISTED = ": `gateway models` lists them"
+"""What follows the name of a model that there is not, and that is like no other."""
+
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+_LONGEST_LINE = 200
 _HOURS = {"h": 1, "d": 24, "w": 168}
 
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
@@ -82,6 +86,13 @@ def _name(value: str) -> str:
     return value
 
 
+def one_line(value: str) -> str:
+    """Something that is said in words, for a list or a log. Raises ValueError."""
+    if len(value) > _LONGEST_LINE or re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", value):
+        raise ValueError(f"should be one line of at most {_LONGEST_LINE} characters")
+    return value
+
+
 def _hash(value: str) -> str:
     if not re.fullmatch("sha256:[0-9a-f]{64}", value):
         raise ValueError(
@@ -99,6 +110,7 @@ def _some(value: list[str] | None) -> list[str] | None:
 Amount = Annotated[float | str, AfterValidator(_amount)]
 Zone = Annotated[str, AfterValidator(_zone)]
 Day = Annotated[str, AfterValidator(_day)]
+Line = Annotated[str, AfterValidator(one_line)]
 
 
 class _Entry(BaseModel):
@@ -159,7 +171,7 @@ class _TermsEntry(_Entry):
 
 class KeyEntry(_TermsEntry):
     hash: Annotated[str, AfterValidator(_hash)]
-    name: str = ""
+    name: Line = ""
 
 
 class TenantEntry(_Entry):
@@ -248,7 +260,7 @@ def declared_from_json(name: str, value: Json, *, models: Collection[str] | None
     """
     document = Document(name, value, {})
     entry = parse(document, TenantEntry, entry="entry")
-    mistakes = [*mistakes_in_name(name, ()), *mistakes_in_entry(entry, (), models)]
+    mistakes = [*mistakes_in_name(name, ("name",)), *mistakes_in_entry(entry, (), models)]
     if mistakes:
         raise document.invalid(mistakes)
     return Reading().declared(name, entry)
@@ -340,7 +352,7 @@ def _names(models: Iterable[str]) -> list[Json]:
 
 def mistakes_in_name(name: str, place: Place) -> Iterator[tuple[Place, str]]:
     if not re.fullmatch(r"[\w-]{1,63}", name):
-        yield place, f"the name {name[:70]} may only have letters, digits, - and _, at most 63 of them"
+        yield place, f"{name[:70]!r} is no name: use letters, digits, - and _, at most 63 of them"
 
 
 def mistakes_in_entry(
@@ -376,7 +388,7 @@ def _strange_models(
 ) -> Iterator[tuple[Place, str]]:
     for index, model in enumerate(named or ()):
         if models is not None and model not in models:
-            yield (*place, index), f"unknown model {model}{remedy(model, models, otherwise='')}"
+            yield (*place, index), f"unknown model {model}{remedy(model, models, otherwise=MODELS_LISTED)}"
 
 
 def mistakes_in_tree(declared: Mapping[str, Declared]) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from gateway.domain.errors import (
     Unauthenticated,
 )
 from gateway.domain.generation import Json
+from gateway.domain.json_forms import utc
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Caller, KeyTerms, Tenant, TopUp
 from gateway.tenants import key_format
@@ -216,6 +217,9 @@ class SqliteDirectory:
 
     async def create(self, tenant: str, name: str, *, terms: KeyTerms = _ALL_TERMS, who: str = "") -> str:
         key = key_format.made()
+        if terms.expires_at is not None and terms.expires_at <= self._clock():
+            over = f"{utc(terms.expires_at)} is over: say a later moment, or leave it out"
+            raise DocumentInvalid([Mistake("", over, ("expires_at",))])
 
         def work(connection: sqlite3.Connection) -> str:
             _named(tenant, {each.name: each for each in declared_in(connection)})

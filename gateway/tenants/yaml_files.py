@@ -12,6 +12,7 @@ from gateway.documents.spelling import remedy
 from gateway.documents.yaml_files import Document, Place, read
 from gateway.tenants.contract import Declared
 from gateway.tenants.declarations import (
+    MODELS_LISTED,
     Reading,
     TenantEntry,
     Weekday,
@@ -58,7 +59,13 @@ def _mistakes(
             yield ("groups", group), f"{group} is a model: call the group something else"
         for index, model in enumerate(members):
             if model not in models:
-                yield ("groups", group, index), f"unknown model {model}{remedy(model, models, otherwise='')}"
+                yield (
+                    ("groups", group, index),
+                    f"unknown model {model}{remedy(model, models, otherwise=MODELS_LISTED)}",
+                )
+    if not file.tenants:
+        # Whom a file leaves out it removes: what a template made of nothing would lock everybody out.
+        yield ("tenants",), "names nobody, and would remove everybody: name at least one"
     known = {*models, *file.groups}
     for name, entry in file.tenants.items():
         yield from mistakes_in_name(name, ("tenants", name))

@@ -265,12 +265,15 @@ async def test_a_key_is_made_amended_rotated_and_revoked(admin: Administrator) -
         while (await house.make(video(seed=2), key=key)).status != 401:
             await asyncio.sleep(0.02)
 
+    again = await admin.has("POST", f"/keys/{rotated['id']}/rotate")
+    house.secrets.add(again["key"])
+    assert again["in_place_of"] == rotated["id"]
     revoked = await admin.has("DELETE", f"/keys/{rotated['id']}")
     assert revoked["revoked_at"] is not None
     (await house.make(video(seed=2), key=rotated["key"])).refused(401, "invalid_api_key")
     (await admin.ask("DELETE", f"/keys/{rotated['id']}")).refused(404, "key_not_found")
     told = (await admin.has("GET", "/keys?tenant=film"))["keys"]
-    assert [each["id"] for each in told] == [identity, rotated["id"]]
+    assert [each["id"] for each in told] == [identity, rotated["id"], again["id"]]
     assert told[0]["replaced_by"] == rotated["id"]
     assert all("key" not in each for each in told)
 
@@ -281,6 +284,8 @@ async def test_what_is_no_key_that_can_be_is_not_made(admin: Administrator) -> N
         {"tenant": 5},
         {"models": ["ltx-2-fats"]},
         {"rate": {"requests": 0}},
+        {"name": "a\nb"},
+        {"expires_at": "2020-01-01T00:00:00Z"},
         {"x": 1},
     ):
         answer = await admin.ask("POST", "/keys", json={"tenant": "film"} | wrong)

@@ -354,6 +354,7 @@ async def test_who_is_no_admin_sees_no_alert_and_bad_questions_are_told(open_hou
     (await house.get(address, key="")).refused(401, "invalid_api_key")
     (await house.get(f"{address}?limit=0", key=admin)).refused(400, "invalid_query")
     (await house.get(f"{address}?tenent=demo", key=admin)).refused(400, "invalid_query")
+    (await house.get(f"{address}?tenant=dmeo", key=admin)).refused(404, "tenant_not_found")
     assert (await house.get(f"{address}?tenant=demo&limit=1000", key=admin)).json == {"alerts": []}
 
 

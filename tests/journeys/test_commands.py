@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 from pathlib import Path
@@ -172,3 +173,22 @@ async def test_help_and_version_say_what_there_is() -> None:
     assert strange.code != 0
     assert "serve" in strange.out + strange.err
     assert "Traceback" not in strange.out + strange.err
+
+
+async def test_who_has_read_enough_of_what_a_command_says_is_shown_no_trace(config: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *MODULE,
+            *("config", "check", "--config", str(config)),
+            cwd=PROJECT,
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        os.close(writing)
+    _, err = await process.communicate()
+
+    assert err == b""
+    assert process.returncode == 141

@@ -399,8 +399,13 @@ async def test_the_command_shows_the_gateways_answer_and_says_what_is_wrong(hous
     def asking(*more: str, key: str = house.key, url: str = house.url) -> Any:
         return run("quote", MODEL, json.dumps(video()), "--url", url, *more, GATEWAY_API_KEY=key)
 
-    shown, raw, keyless, wrong, nowhere = await asyncio.gather(
-        asking(), asking("--json"), asking(key=""), asking(key="gwk_no"), asking(url="http://127.0.0.1:1")
+    shown, raw, keyless, wrong, torn, nowhere = await asyncio.gather(
+        asking(),
+        asking("--json"),
+        asking(key=""),
+        asking(key="gwk_no"),
+        asking(key="gwk_to\nrn"),
+        asking(url="http://127.0.0.1:1"),
     )
 
     assert (shown.code, shown.err) == (0, "")
@@ -408,9 +413,11 @@ async def test_the_command_shows_the_gateways_answer_and_says_what_is_wrong(hous
     assert "$0.004" in shown.out
     assert "month" in shown.out
     assert json.loads(raw.out) == await _quote(house)
-    assert [each.code for each in (keyless, wrong, nowhere)] == [1, 1, 1]
+    assert [each.code for each in (keyless, wrong, torn, nowhere)] == [1, 1, 1, 1]
     assert "GATEWAY_API_KEY" in keyless.err
     assert "key" in wrong.err
+    assert "GATEWAY_API_KEY is no key" in torn.err
+    assert "gwk_" not in torn.err
     assert "--url" in nowhere.err
 
 

@@ -179,3 +179,42 @@ async def test_a_key_is_hashed_from_standard_input_and_what_is_none_is_refused()
         assert (refused.code, refused.out) == (1, "")
         assert "--new" in refused.err
         assert "Traceback" not in refused.err
+
+
+async def test_what_is_wrong_with_a_key_is_told_with_its_option_and_no_key_is_made(config: Path) -> None:
+    async def refused(*options: str) -> str:
+        ended = await run("keys", "create", "film", *options, "--config", config)
+        assert (ended.code, ended.out) == (1, "")
+        assert "Traceback" not in ended.err
+        return ended.err
+
+    assert "--budget 5/dya: per: should be" in await refused("--budget", "9/day", "--budget", "5/dya")
+    assert "--budget 1e30/day: limit_usd: 1e30 is not an amount" in await refused("--budget", "1e30/day")
+    assert "--rate 60/minute: burst: should be" in await refused("--rate", "60/minute", "--burst", "0")
+    assert "--models x: unknown model x: `gateway models` lists them" in await refused("--models", "x")
+    assert "--expires 2020-01-01 is over" in await refused("--expires", "2020-01-01")
+    assert "--name should be one line" in await refused("--name", "a\nb")
+    assert (await run("keys", "list", "--config", config)).out.count("\n") == 1
+
+
+async def test_nobody_is_listed_for_a_tenant_that_there_never_was(config: Path) -> None:
+    none_yet = await run("keys", "list", "film", "--config", config)
+    unknown = await run("keys", "list", "flim", "--config", config)
+    backwards = await run("tenants", "audit", "--limit", "-3", "--config", config)
+
+    assert (none_yet.code, none_yet.out.split()[0]) == (0, "ID")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "unknown tenant flim: did you mean film?" in unknown.err
+    assert (backwards.code, backwards.out) != (0, "")
+    assert "Traceback" not in backwards.err
+
+
+async def test_columns_stay_apart_however_long_a_name_is(config: Path) -> None:
+    name = "a-team-with-a-name-that-is-longer-than-any-column"
+    config.with_name("tenants.yaml").write_text(TREE + f"  {name}: {{budgets: []}}\n")
+    await run("keys", "create", name, "--name", "ci", "--config", config)
+
+    header, line = (await run("keys", "list", "--config", config)).out.splitlines()
+
+    assert line.split()[1] == name
+    assert header.index("KEY") == line.index("gwk_")

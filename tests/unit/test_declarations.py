@@ -190,6 +190,7 @@ BUDGET = "tenants:\n  a:\n    budgets:\n      - {%s}\n"
         ("tenants:\n  a/b: {budgets: []}\n", r":2:\d+: .*letters, digits"),
         ("groups:\n  v: [klin-2.6]\ntenants: {}\n", r":2:\d+: .*did you mean kling-2.6"),
         ("groups:\n  kling-2.6: [kling-2.6]\ntenants: {}\n", r":2:\d+: .*is a model"),
+        ("tenants: {}\n", r":1:\d+: tenants: names nobody"),
         ("zone: Mars\ntenants: {}\n", r":1:\d+: zone: unknown time zone Mars"),
         ("zone: Factory\ntenants: {}\n", r":1:\d+: zone: unknown time zone Factory"),
         ("zone: localtime\ntenants: {}\n", r":1:\d+: zone: unknown time zone localtime"),
