@@ -13,7 +13,6 @@ from typing import TypeVar
 from gateway.database.json_text import to_text
 from gateway.database.marks import Marks
 from gateway.database.sqlite import SqliteDatabase
-from gateway.documents.spelling import nearest
 from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.clock import Clock
 from gateway.domain.errors import (
@@ -21,7 +20,6 @@ from gateway.domain.errors import (
     KeyEnded,
     KeyUnknown,
     StorageUnavailable,
-    TenantUnknown,
     Unauthenticated,
 )
 from gateway.domain.generation import Json
@@ -50,12 +48,14 @@ from gateway.tenants.sqlite_tables import (
     amendable_key,
     declare_keys,
     declared_in,
+    find_declared,
     insert_key,
     key_in_force,
     keys_in,
     load,
     mistakes_in_made_keys,
     revision_of,
+    tenant_unknown,
 )
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -222,7 +222,7 @@ class SqliteDirectory:
             raise DocumentInvalid([Mistake("", over, ("expires_at",))])
 
         def work(connection: sqlite3.Connection) -> str:
-            _named(tenant, {each.name: each for each in declared_in(connection)})
+            find_declared(connection, tenant)
             self._insert(connection, key, tenant, name, terms, who, "key created")
             return key
 
@@ -258,7 +258,7 @@ class SqliteDirectory:
 
         def work(connection: sqlite3.Connection) -> str:
             old = amendable_key(connection, key)
-            _named(old.tenant, {each.name: each for each in declared_in(connection)})
+            find_declared(connection, old.tenant)
             terms = old.terms
             identity = self._insert(connection, following, old.tenant, old.name, terms, who, "key rotated")
             ends = self._clock() + overlap_seconds
@@ -461,7 +461,7 @@ class SqliteDirectory:
         added = TopUp(amount, self._clock(), reason)
 
         def work(connection: sqlite3.Connection) -> TopUp:
-            said = _named(tenant, {each.name: each for each in declared_in(connection)})
+            said = find_declared(connection, tenant)
             topped = None if key is None else key_in_force(connection, key)
             if topped is not None and topped.tenant != tenant:
                 raise KeyUnknown(f"This key is not one of {tenant}'s.")
@@ -516,10 +516,7 @@ def _has_ended(caller: Caller, now: float) -> bool:
 def _named(name: str, tenants: Mapping[str, T]) -> T:
     tenant = tenants.get(name)
     if tenant is None:
-        like = nearest(name, tenants)
-        known = ", ".join(sorted(tenants)) or "none"
-        hint = f"did you mean {like}?" if like else f"known tenants: {known}"
-        raise TenantUnknown(f"unknown tenant {name}: {hint}")
+        raise tenant_unknown(name, tenants)
     return tenant
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.database.json_text import to_text
+from gateway.documents.spelling import nearest
 from gateway.documents.yaml_files import DocumentInvalid, Mistake
-from gateway.domain.errors import KeyUnknown
+from gateway.domain.errors import KeyUnknown, TenantUnknown
 from gateway.domain.money import Money
 from gateway.domain.tenant import Caller, KeyTerms, Tenant, TopUp
 from gateway.tenants import key_format
@@ -162,6 +163,30 @@ def declared_in(connection: sqlite3.Connection) -> Sequence[Declared]:
             "SELECT name, declaration FROM tenants WHERE removed_at IS NULL ORDER BY name"
         )
     ]
+
+
+def find_declared(connection: sqlite3.Connection, name: str) -> Declared:
+    """One of them, without a look at the others: there may be thousands, and everybody who writes waits meanwhile.
+
+    Raises TenantUnknown.
+    """
+    found = connection.execute(
+        "SELECT declaration FROM tenants WHERE name = ? AND removed_at IS NULL", (name,)
+    ).fetchone()
+    if found is None:
+        raise tenant_unknown(
+            name,
+            [each for (each,) in connection.execute("SELECT name FROM tenants WHERE removed_at IS NULL")],
+        )
+    return declared_from_json(name, json.loads(found[0]))
+
+
+def tenant_unknown(name: str, known: Iterable[str]) -> TenantUnknown:
+    """The error that names the nearest of those that are known."""
+    names = sorted(known)
+    like = nearest(name, names)
+    rest = f"did you mean {like}?" if like else f"known tenants: {', '.join(names) or 'none'}"
+    return TenantUnknown(f"unknown tenant {name}: {rest}")
 
 
 def keys_in(connection: sqlite3.Connection, condition: str, *values: object) -> Sequence[Key]:
