@@ -53,9 +53,9 @@ def respelled(asked: Asked) -> Sequence[Asked]:
 
 
 def video(seconds: int) -> Asked:
-    """A real one: 50 seconds come to three megabytes. This model takes any parameter, and the sandbox makes them true."""
+    """A real one: 50 seconds come to three megabytes."""
     shape = {"width": 1280, "height": 1280, "num_frames": 24 * seconds + 1, "fps": 24}
-    return Asked("ltx-2.5-pro", json.dumps({"prompt": "A lighthouse in a storm", **shape}).encode())
+    return Asked("bench-video", json.dumps({"prompt": "A lighthouse in a storm", **shape}).encode())
 
 
 def sound(size_bytes: int) -> Asked:
