@@ -156,8 +156,8 @@ class SqliteDatabase:
                 connection.execute("PRAGMA query_only = ON")
                 connection.execute("BEGIN")
                 return work(connection)
-        except sqlite3.OperationalError as error:
-            raise _unavailable(error) from error
+        except (sqlite3.OperationalError, StopIteration) as error:
+            raise _as_told(error) from error
 
     async def backup(self, destination: Path) -> None:
         """A consistent copy of everything that was committed when it began, while others go on writing.
@@ -203,8 +203,8 @@ class SqliteDatabase:
     def _read(self, work: Work[T]) -> T:
         try:
             return work(self._reader)
-        except sqlite3.OperationalError as error:
-            raise _unavailable(error) from error
+        except (sqlite3.OperationalError, StopIteration) as error:
+            raise _as_told(error) from error
 
     def _write_until_closed(self) -> None:
         word: _Job | _Word = _Word.COMMIT
@@ -271,7 +271,7 @@ class SqliteDatabase:
                 raise sqlite3.OperationalError(str(error)) from error
             self._writer.execute("ROLLBACK TO attempt")
             self._writer.execute("RELEASE attempt")
-            return None, _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
+            return None, _as_told(error)
         self._writer.execute("RELEASE attempt")
         return value, None
 
@@ -304,6 +304,20 @@ def _statements(script: str) -> Sequence[str]:
     if pending.strip():
         raise ValueError(f"unfinished statement: {pending.strip()[:60]}")
     return statements
+
+
+def _as_told(error: BaseException) -> BaseException:
+    """What becomes of an error of somebody's work on its way to the caller."""
+    match error:
+        case sqlite3.OperationalError():
+            return _unavailable(error)
+        case StopIteration():
+            # As it leaves a coroutine: no future can hold it, and whoever awaits that one would wait for ever.
+            told = RuntimeError("work raised StopIteration")
+            told.__cause__ = error
+            return told
+        case _:
+            return error
 
 
 def _unavailable(error: BaseException) -> StorageUnavailable:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -92,6 +92,22 @@ async def test_who_is_patient_is_not_forgotten_where_nobody_else_writes_nor_at_t
     assert await waiting == 1
     with closing(sqlite3.connect(database.path)) as there:
         assert there.execute("SELECT COUNT(*) FROM things").fetchone() == (2,)
+
+
+@pytest.mark.timeout(10)  # who is not told waits for ever
+@pytest.mark.parametrize("way", ["write", "read", "survey"])
+async def test_work_that_runs_out_of_an_iterator_is_told_as_a_coroutine_tells_it_and_takes_nobody_with_it(
+    database: SqliteDatabase, way: str
+) -> None:
+    def nothing_left(_: sqlite3.Connection) -> None:
+        next(iter(()))
+
+    fails: Awaitable[object] = getattr(database, way)(nothing_left)
+    results = await asyncio.gather(fails, database.write(insert("a")), return_exceptions=True)
+
+    assert isinstance(results[0], RuntimeError)
+    assert isinstance(results[0].__cause__, StopIteration)
+    assert results[1] == 1
 
 
 async def test_what_is_written_is_seen_by_whoever_reads_next(database: SqliteDatabase) -> None:
