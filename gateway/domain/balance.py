@@ -84,11 +84,15 @@ def pace_seconds(window: Window) -> int:
     return 6 * _HOUR if short else _DAY
 
 
-def remaining(balances: Iterable[Balance]) -> Money | None:
-    """What can still be spent: what the tightest budget leaves; None without a limit.
+def remaining(holders: Iterable[Holder], balances: Iterable[Balance]) -> Money | None:
+    """What the holders can still spend, whose balances these are: what the tightest budget leaves; None without a limit.
 
-    What a single request may cost is no balance, and left out.
+    A holder that has budgets, and none that is in force, leaves nothing. What a single request may cost is no balance,
+    and left out.
     """
-    return min(
-        (balance.remaining for balance in balances if balance.budget.per.per is not Per.REQUEST), default=None
-    )
+    counting = [balance for balance in balances if not balance.budget.is_per_request]
+    in_force = {balance.holder for balance in counting}
+    for holder in holders:
+        if holder not in in_force and not all(budget.is_per_request for budget in holder.budgets):
+            return Money.ZERO
+    return min((balance.remaining for balance in counting), default=None)

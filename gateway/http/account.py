@@ -30,7 +30,7 @@ class Account:
     async def get_credits(self, request: web.Request) -> web.Response:
         """What the tightest budget above the caller leaves, in the upstream's shape; null where there is no limit."""
         caller = self.front_door.caller(request)
-        left = remaining(await self.statements.balances_of(caller.holders))
+        left = remaining(caller.holders, await self.statements.balances_of(caller.holders))
         return json_response({"credits": None if left is None else left.usd_number, "free-credits": 0.0})
 
     async def get_usage(self, request: web.Request) -> web.Response:

@@ -179,7 +179,7 @@ class Generations:
         )
 
     async def _remaining(self, caller: Caller) -> Money | None:
-        return remaining(await self._statements.balances_of(caller.holders))
+        return remaining(caller.holders, await self._statements.balances_of(caller.holders))
 
     async def _record_response(
         self, request: web.Request, caller: Caller, record: RequestRecord, outcome: Completed

@@ -140,7 +140,7 @@ async def test_a_tenant_without_budgets_has_no_limit(ledger: SqliteLedger) -> No
     for animal in ("a cat", "a dog", "an emu"):
         await held(ledger, animal, price="1000000")
 
-    assert remaining(await ledger.balances_of(caller().holders)) is None
+    assert remaining(caller().holders, await ledger.balances_of(caller().holders)) is None
 
 
 async def test_the_balances_of_many_are_those_of_each_in_their_order(ledger: SqliteLedger) -> None:

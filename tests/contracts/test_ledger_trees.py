@@ -312,7 +312,7 @@ async def test_what_one_request_may_cost_is_a_limit_of_each(ledger: SqliteLedger
 
     assert refusal.value.resets_at is None
     assert await ledger.balances_of(buyer.holders) == []
-    assert remaining(await ledger.balances_of(buyer.holders)) is None
+    assert remaining(buyer.holders, await ledger.balances_of(buyer.holders)) is None
 
 
 async def test_where_no_budget_is_in_force_nothing_is_bought_but_what_they_do_not_cover(

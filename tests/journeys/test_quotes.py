@@ -216,8 +216,11 @@ async def test_what_would_be_refused_for_its_price_does_not_fit_and_says_when_it
     assert day["limit_micros"] == 5_000
 
 
-async def test_a_budget_whose_days_are_over_has_nothing_left(open_house: OpenHouse) -> None:
+async def test_a_budget_whose_days_are_over_has_nothing_left_wherever_that_is_told(
+    open_house: OpenHouse,
+) -> None:
     house = await open_house()
+    await house.make(video(seed=1))
     ended = (datetime.fromtimestamp(house.clock(), UTC) - timedelta(days=2)).date().isoformat()
     house.declare(
         {"demo": {"budgets": [{"limit_usd": 5, "per": "total", "last_day": ended, "name": "pilot"}]}}
@@ -229,6 +232,10 @@ async def test_a_budget_whose_days_are_over_has_nothing_left(open_house: OpenHou
     (budget,) = told["budgets"]
     assert (told["fits"], budget["name"], budget["remaining_micros"]) == (False, "pilot", 0)
     (await house.make()).refused(406, "budget_exceeded")
+    assert (await house.get("/v1/get-user-credits")).json["credits"] == 0
+    # By the long way at first, then from memory.
+    for _ in range(3):
+        assert (await house.make(video(seed=1))).headers["x-remaining-credits"] == "0"
 
 
 async def test_whoever_may_look_may_ask_as_often_as_it_likes(house: House) -> None:

@@ -129,9 +129,9 @@ def test_the_tightest_budget_says_what_is_left_and_what_one_request_may_cost_doe
     one = _balance(Window.REQUEST, limit="2")
     day, month = _balance(Window.DAY, spent="90"), _balance(Window.MONTH, spent="80")
 
-    assert remaining([one, month, day]) == Money.exactly("10")
-    assert remaining([one]) is None
-    assert remaining([]) is None
+    assert remaining([], [one, month, day]) == Money.exactly("10")
+    assert remaining([], [one]) is None
+    assert remaining([], []) is None
 
 
 def test_budgets_and_holders_are_called_what_people_call_them() -> None:

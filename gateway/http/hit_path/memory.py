@@ -379,7 +379,7 @@ class Memory:
     async def _study_balance(self, caller: Caller) -> None:
         marks = tuple(self._mark(Marks.place(f"tenant:{tenant.name}")) for tenant in caller.tenant.chain)
         now, holders = self._clock(), caller.holders
-        left = remaining(await self._statements.balances_of(holders))
+        left = remaining(holders, await self._statements.balances_of(holders))
         budgets = [budget for holder in holders for budget in holder.budgets]
         ends = [end for budget in budgets if (end := budget.per.turns_at(now)) is not None]
         balance = Balance(
