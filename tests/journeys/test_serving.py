@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -163,6 +164,27 @@ async def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> N
     assert f"127.0.0.1:{port}" in second.err
     assert "--set" in second.err
     assert "Traceback" not in second.err
+
+
+def _port_that_was_just_served_alone() -> int:
+    """One at which the side that served closed a connection first, which the system remembers for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as serving_it:
+        port: int = serving_it.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            serving_it.accept()[0].close()
+            assert caller.recv(1) == b""
+    return port
+
+
+async def test_several_workers_follow_on_a_gateway_that_served_the_port_alone(tmp_path: Path) -> None:
+    port = _port_that_was_just_served_alone()
+    settings = ["--config", str(CONFIG), *_settings(tmp_path, listen__port=port), "--workers", "2"]
+
+    async with serving(*settings, log=tmp_path / "log") as gateway:
+        taken = await run("serve", "--config", CONFIG, *_settings(tmp_path / "other", listen__port=port))
+
+        assert gateway.url.endswith(f":{port}")
+        assert (taken.code, f"Cannot listen on 127.0.0.1:{port}" in taken.err) == (1, True)
 
 
 async def test_without_the_upstreams_key_it_does_not_start_and_says_where_it_belongs(tmp_path: Path) -> None:
