@@ -15,7 +15,6 @@ from gateway.domain.errors import BudgetExceeded
 from gateway.domain.generation import Json
 from gateway.domain.json_forms import money, utc
 from gateway.domain.money import Money
-from gateway.domain.tenant import Holder
 from gateway.domain.window import Per, quarter
 from gateway.ledger.contract import Statements
 from gateway.telemetry.logs import log_for
@@ -94,9 +93,9 @@ class BudgetWatch:
         marks[_TERMS] = self._keys.revision
         before = self._marks if self._marks.get(_TERMS) == marks[_TERMS] else {}
         changed = {name for name, mark in marks.items() if before.get(name) != mark}
-        holders = [Holder(tenant.name, "", tenant.budgets) for tenant in tenants if tenant.name in changed]
+        holders = [tenant.holder for tenant in tenants if tenant.name in changed]
         holders += [
-            Holder(caller.tenant.name, caller.key_id, caller.terms.budgets)
+            caller.holder
             for caller in self._keys.callers()
             if caller.terms.budgets and caller.tenant.name in changed
         ]
@@ -112,7 +111,7 @@ class BudgetWatch:
         # What would not fit into all of it says nothing of what is left of it.
         could_fit = price <= balance.limit or not balance.limit
         if refusal.is_in_force and could_fit and not balance.budget.is_per_request:
-            place = (refusal.holder.name, balance.budget.label, balance.span.start)
+            place = (balance.holder.name, balance.budget.label, balance.span.start)
             self._refused.setdefault(place, balance)
 
     async def tell_refused(self) -> None:
@@ -179,7 +178,6 @@ class BudgetWatch:
 
 
 def _place(balance: Balance, threshold: str) -> _Place:
-    assert balance.holder is not None  # noqa: S101 -- balances of holders, and those of refusals, have one
     return balance.holder.name, balance.budget.label, threshold
 
 
@@ -192,7 +190,6 @@ def _will_be_passed(balance: Balance, used: Money, now: float) -> bool:
 
 def _alert(balance: Balance, threshold: str, now: float, paths: Mapping[str, str]) -> Alert:
     holder, budget = balance.holder, balance.budget
-    assert holder is not None  # noqa: S101 -- balances of holders, and those of refusals, have one
     is_rolling = budget.per.per is Per.ROLLING
     data: dict[str, Json] = {
         "tenant": holder.tenant,

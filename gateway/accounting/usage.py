@@ -10,7 +10,7 @@ from gateway.accounting.asking import Asked, By
 from gateway.domain.balance import Balance
 from gateway.domain.clock import Clock
 from gateway.domain.money import Money
-from gateway.domain.tenant import Holder, Party
+from gateway.domain.tenant import Party
 from gateway.ledger.contract import Statements
 from gateway.ledger.reports import Booked, Place, Reports
 from gateway.ledger.transfers import Moved, Transfers
@@ -117,26 +117,18 @@ class Usage:
         return Report(asked, self._clock(), lines if asked.by else [], total, budgets)
 
     async def _budgets(self, tenant: str | None) -> Sequence[Balance]:
-        tenants = [
-            each
-            for each in sorted(self._tenants, key=lambda tenant: tenant.path.split("/"))
-            if tenant is None or tenant in each.path.split("/")
+        everybody = [
+            *((each.path.split("/"), each.holder) for each in self._tenants),
+            *((caller.tenant.path.split("/"), caller.holder) for caller in self._keys.callers()),
         ]
-        callers = [*self._keys.callers()]
-        holders = [
-            holder
-            for each in tenants
-            for holder in (
-                Holder(each.name, "", each.budgets),
-                *(
-                    Holder(each.name, caller.key_id, caller.terms.budgets)
-                    for caller in callers
-                    if caller.tenant.name == each.name
-                ),
-            )
-            if holder.budgets
+        wanted = [
+            (path, holder)
+            for path, holder in everybody
+            if holder.budgets and (tenant is None or tenant in path)
         ]
-        return await self._statements.balances_of(holders, with_pace=True)
+        # Everybody behind the one above it, and keys behind their tenant.
+        wanted.sort(key=lambda each: (each[0], bool(each[1].key_id)))
+        return await self._statements.balances_of([holder for _, holder in wanted], with_pace=True)
 
 
 def _added_up(

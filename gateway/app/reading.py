@@ -9,7 +9,6 @@ from gateway.blobs.disk import DiskBlobStore
 from gateway.cache.disk import DiskGenerationCache
 from gateway.domain.balance import Balance
 from gateway.domain.money import Money
-from gateway.domain.tenant import Holder
 from gateway.ledger.contract import State
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.requests.sqlite import SqliteTallies
@@ -32,7 +31,7 @@ async def reading(
     for place, tally in (await tallies.totals()).items():
         saved[*place, "hit"] = tally.saved_by_hits
         saved[*place, "collapsed"] = tally.saved_by_joining
-    holders = [Holder(tenant.name, "", tenant.budgets) for tenant in tenants]
+    holders = [tenant.holder for tenant in tenants]
     balances = await ledger.balances_of(holders, with_pace=True)
     open_purchases = await ledger.counts()
     return Reading(
@@ -59,5 +58,4 @@ def _budgets(balances: Sequence[Balance], now: float) -> Sequence[BudgetReading]
             None if (runs_out_at := balance.runs_out_at(now)) is None else runs_out_at.timestamp(),
         )
         for balance in balances
-        if balance.holder is not None
     ]

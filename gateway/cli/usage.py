@@ -113,7 +113,7 @@ def _cells(figures: Figures) -> list[str]:
 def _budget(balance: Balance, now: float) -> list[str]:
     return [
         balance.budget.label,
-        "" if balance.holder is None else balance.holder.name,
+        balance.holder.name,
         *(str(amount) for amount in (balance.limit, balance.spent, balance.reserved, balance.remaining)),
         _moment(balance.budget.per.resets_at(now)),
         _moment(balance.runs_out_at(now)),

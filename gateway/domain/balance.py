@@ -21,8 +21,8 @@ class Balance:
     budget: Budget
     spent: Money
     reserved: Money
-    holder: Holder | None = None
-    """Whose it is, where that was asked."""
+    holder: Holder
+    """Whose it is."""
 
     span: Span = Span()  # noqa: RUF009 -- a value: nothing changes it
     """What is counted."""

@@ -48,7 +48,7 @@ from gateway.domain.balance import Balance
 from gateway.domain.generation import Json
 from gateway.domain.json_forms import utc
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller, Holder
+from gateway.domain.tenant import Caller
 
 
 class CannotStart(Exception):
@@ -263,7 +263,6 @@ class BudgetExceeded(RequestRefused):
         *,
         caller: Caller,
         balance: Balance,
-        holder: Holder,
         price: Money,
         resets_at: datetime | None,
         runs_out_at: datetime | None,
@@ -277,20 +276,19 @@ class BudgetExceeded(RequestRefused):
         """Whose request was refused: it is nobody else's refusal."""
 
         self.balance = balance
-        self.holder = holder
         self.price = price
         self.window = balance.budget.per
         self.resets_at = resets_at
         self.runs_out_at = runs_out_at
         self.is_in_force = in_force
-        self._is_anothers = holder.tenant != caller.tenant.name
+        self._is_anothers = balance.holder.tenant != caller.tenant.name
         super().__init__(
             f"Insufficient credits: this request is held at {price}, and {self._too_small()}. {self._when()} "
             "Ask for less, or have the limit raised."
         )
 
     def _too_small(self) -> str:
-        balance, of = self.balance, self.holder.name
+        balance, of = self.balance, self.balance.holder.name
         if not self.is_in_force:
             return f"no budget of {of} is in force now"
         if balance.budget.is_per_request:
@@ -320,7 +318,7 @@ class BudgetExceeded(RequestRefused):
         return {
             "window": self.window.label,
             "budget": balance.budget.label,
-            "of": self.holder.name,
+            "of": balance.holder.name,
             **({} if self._is_anothers else of_its_own),
             "remaining_usd": balance.remaining.usd_number if self.is_in_force else 0,
             "price_usd": self.price.usd_number,

@@ -82,6 +82,11 @@ class Tenant:
         return f"{self.parent.path}/{self.name}" if self.parent else self.name
 
     @property
+    def holder(self) -> Holder:
+        """By itself, with its own budgets."""
+        return Holder(self.name, "", self.budgets)
+
+    @property
     def cache_scope(self) -> str | None:
         """Within whom its generations are kept private: the nearest above it that wants that; None where nobody does."""
         return next((tenant.name for tenant in self.chain if tenant.private_cache), None)
@@ -179,10 +184,15 @@ class Caller:
         return Party(self.tenant.path, self.key_id)
 
     @property
+    def holder(self) -> Holder:
+        """The key alone, with its own budgets."""
+        return Holder(self.tenant.name, self.key_id, self.terms.budgets)
+
+    @property
     def holders(self) -> tuple[Holder, ...]:
         """Whose budgets a request has to fit, the nearest first: its key's, and everybody's above it."""
-        key = (Holder(self.tenant.name, self.key_id, self.terms.budgets),) if self.terms.budgets else ()
-        return key + tuple(Holder(tenant.name, "", tenant.budgets) for tenant in self.tenant.chain)
+        key = (self.holder,) if self.terms.budgets else ()
+        return key + tuple(tenant.holder for tenant in self.tenant.chain)
 
     @property
     def models(self) -> frozenset[str] | None:

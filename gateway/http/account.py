@@ -66,10 +66,7 @@ class Account:
 
     def _budget(self, balance: Balance, tenant: str) -> dict[str, Json]:
         """What another tenant has above this one is its own business; what it leaves is this one's, too."""
-        holder = balance.holder
-        is_its_own = holder is None or holder.tenant == tenant
-        of = tenant if holder is None else holder.name
-        return members.budget(balance, self.clock(), of=of, in_full=is_its_own)
+        return members.budget(balance, self.clock(), in_full=balance.holder.tenant == tenant)
 
 
 def _line(spent: Money, reserved: Money, tally: Tally) -> dict[str, Json]:

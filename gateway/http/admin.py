@@ -20,7 +20,7 @@ from gateway.domain.clock import Clock
 from gateway.domain.errors import DeclarationInvalid, KeyUnknown, Problem
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller, Holder, KeyTerms, Role, Tenant
+from gateway.domain.tenant import Caller, KeyTerms, Role, Tenant
 from gateway.generation import intake
 from gateway.http import members
 from gateway.http.errors import json_response
@@ -158,23 +158,23 @@ class Admin:
 
     async def _described(self, tenants: Sequence[Tenant]) -> list[Json]:
         said = {declared.name: declared for declared in await self.register.declared()}
-        holders = [Holder(tenant.name, "", tenant.budgets) for tenant in tenants]
+        holders = [tenant.holder for tenant in tenants]
         balances: dict[str, list[Balance]] = {}
         for balance in await self.statements.balances_of(holders, with_pace=True):
-            balances.setdefault(balance.holder.tenant if balance.holder else "", []).append(balance)
+            balances.setdefault(balance.holder.tenant, []).append(balance)
         return [
             {
                 "name": tenant.name,
                 "path": tenant.path,
                 "declaration": declared_to_json(said.get(tenant.name, Declared(tenant.name))),
-                "budgets": [self._budget(balance, tenant) for balance in balances.get(tenant.name, ())],
+                "budgets": [self._budget(balance) for balance in balances.get(tenant.name, ())],
             }
             for tenant in tenants
         ]
 
-    def _budget(self, balance: Balance, tenant: Tenant) -> dict[str, Json]:
+    def _budget(self, balance: Balance) -> dict[str, Json]:
         return {
-            **members.budget(balance, self.clock(), of=tenant.name, in_full=True),
+            **members.budget(balance, self.clock(), in_full=True),
             "top_ups": [
                 {
                     **json_forms.money("added", added.amount),

@@ -9,12 +9,12 @@ from gateway.domain.generation import Json
 from gateway.domain.json_forms import money, utc
 
 
-def budget(balance: Balance, now: float, *, of: str, in_full: bool) -> dict[str, Json]:
-    """A budget of `of` as it stands; what is left of it alone, where not `in_full`."""
+def budget(balance: Balance, now: float, *, in_full: bool) -> dict[str, Json]:
+    """A budget as it stands; what is left of it alone, where not `in_full`."""
     said = balance.budget
     return {
         "name": said.label,
-        "of": of,
+        "of": balance.holder.name,
         "per": said.per.label,
         "models": None if said.models is None else [*sorted(said.models)],
         "resets_at": utc(said.per.resets_at(now)),
@@ -30,8 +30,5 @@ def report(made: Report) -> dict[str, Json]:
     """A report, its budgets as everywhere else."""
     return formats.to_json(
         made,
-        budgets=[
-            budget(balance, made.made_at, of=balance.holder.name if balance.holder else "", in_full=True)
-            for balance in made.budgets
-        ],
+        budgets=[budget(balance, made.made_at, in_full=True) for balance in made.budgets],
     )

@@ -67,16 +67,10 @@ class Quotes:
         before, after = prospect.before, prospect.after
         if not in_force:
             before = after = replace(before, spent=before.limit)
-        holder = before.holder
-        is_its_own = holder is None or holder.tenant == caller.tenant.name
+        is_its_own = before.holder.tenant == caller.tenant.name
         runs_out_at = (after if prospect.fits else before).runs_out_at(now) if in_force else None
         return {
-            **members.budget(
-                before,
-                now,
-                of=caller.tenant.name if holder is None else holder.name,
-                in_full=is_its_own and in_force,
-            ),
+            **members.budget(before, now, in_full=is_its_own and in_force),
             "fits": prospect.fits,
             "resets_at": json_forms.utc(prospect.resets_at),
             "runs_out_at": json_forms.utc(runs_out_at),

@@ -26,9 +26,9 @@ def balances(connection: sqlite3.Connection, now: float, holder: Holder) -> Iter
             yield balance
 
 
-def with_pace(connection: sqlite3.Connection, now: float, holder: Holder, balance: Balance) -> Balance:
+def with_pace(connection: sqlite3.Connection, now: float, balance: Balance) -> Balance:
     """The balance with what was spent and is held of late."""
-    budget = balance.budget
+    holder, budget = balance.holder, balance.budget
     lately = Span(quarter(now - pace_seconds(budget.per)))
     recent = sums.within(connection, holder.tenant, holder.key_id, budget.models, lately)
     return replace(balance, recent=Money(sum(recent)))
@@ -45,7 +45,7 @@ def refusal(
         return None
     last = max(refused, key=lambda each: each.resets_at or _NEVER)
     if last.is_in_force and not last.balance.budget.is_per_request:
-        last.runs_out_at = with_pace(connection, now, last.holder, last.balance).runs_out_at(now)
+        last.runs_out_at = with_pace(connection, now, last.balance).runs_out_at(now)
     return last
 
 
@@ -66,7 +66,7 @@ def prospects(
             balance = _balance(connection, now, holder, budget)
             if balance is None:
                 continue
-            before = after = with_pace(connection, now, holder, balance)
+            before = after = with_pace(connection, now, balance)
             if budget.covers(model) and not budget.is_per_request and before.recent is not None:
                 after = replace(before, reserved=before.reserved + price, recent=before.recent + price)
             resets_at = obstacle.resets_at if obstacle else budget.per.resets_at(now)
@@ -84,7 +84,6 @@ def _refused(
         at, budget = min(begins, key=lambda each: each[0])
         yield BudgetExceeded(
             caller=caller,
-            holder=holder,
             balance=Balance(budget, Money.ZERO, Money.ZERO, holder, Span(0, 0)),
             price=price,
             resets_at=None if at is _NEVER else at,
@@ -96,10 +95,9 @@ def _refused(
         if balance is not None and price > balance.remaining:
             yield BudgetExceeded(
                 caller=caller,
-                holder=holder,
                 balance=balance,
                 price=price,
-                resets_at=_has_room_at(connection, now, holder, balance, price),
+                resets_at=_has_room_at(connection, now, balance, price),
                 runs_out_at=None,
             )
 
@@ -120,9 +118,9 @@ def _span(window: Window, at: int) -> Span | None:
 
 
 def _has_room_at(
-    connection: sqlite3.Connection, now: float, holder: Holder, balance: Balance, price: Money
+    connection: sqlite3.Connection, now: float, balance: Balance, price: Money
 ) -> datetime | None:
-    budget = balance.budget
+    holder, budget = balance.holder, balance.budget
     if budget.per.per is not Per.ROLLING:
         return budget.per.resets_at(now)
     if price > budget.limit:

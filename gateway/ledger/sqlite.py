@@ -389,7 +389,7 @@ class SqliteLedger:
         read = self._database.read if len(holders) <= _FEW_HOLDERS else self._database.survey
         return await read(
             lambda connection: [
-                budgets.with_pace(connection, now, holder, balance) if with_pace else balance
+                budgets.with_pace(connection, now, balance) if with_pace else balance
                 for holder in holders
                 for balance in budgets.balances(connection, now, holder)
             ]

@@ -247,7 +247,7 @@ async def test_a_prospect_says_what_reserving_would_and_what_is_left_after_it(
             try:
                 held = await books.ledger.reserve(buyer, _asks(number, model, price), newest_known=None)
             except BudgetExceeded as refusal:
-                told = (refusal.holder, refusal.balance.budget, refusal.resets_at)
+                told = (refusal.balance.holder, refusal.balance.budget, refusal.resets_at)
                 assert told in [_obstacle(each) for each in prospects if not each.fits]
                 assert prospects == await books.ledger.prospects(buyer, model, Money(price))
             else:

@@ -162,9 +162,11 @@ class Trees(RuleBasedStateMachine):
     ) -> None:
         balance, now = refusal.balance, self.clock()
         budget = balance.budget if refusal.is_in_force else None
-        assert (refusal.holder, budget) in too_small
+        assert (refusal.balance.holder, budget) in too_small
         if budget is not None:
-            assert (balance.spent.micros, balance.reserved.micros) == self._taken(refusal.holder, budget)
+            assert (balance.spent.micros, balance.reserved.micros) == self._taken(
+                refusal.balance.holder, budget
+            )
         for _, other in too_small:
             # None of them has room again later than the one that is named: only then does it help to come back.
             if refusal.resets_at is not None and other is not None and other.per.per is not Per.ROLLING:
@@ -173,9 +175,9 @@ class Trees(RuleBasedStateMachine):
                 assert resets_at <= refusal.resets_at
         if refusal.resets_at is not None and budget is not None and budget.per.per is Per.ROLLING:
             self.clock.now = refusal.resets_at.timestamp()
-            room = budget.limit.micros - sum(self._taken(refusal.holder, budget))
+            room = budget.limit.micros - sum(self._taken(refusal.balance.holder, budget))
             self.clock.now -= 1
-            before = budget.limit.micros - sum(self._taken(refusal.holder, budget))
+            before = budget.limit.micros - sum(self._taken(refusal.balance.holder, budget))
             self.clock.now = now
             assert before < price <= room
 
@@ -215,7 +217,6 @@ class Trees(RuleBasedStateMachine):
         holders += [Holder(tenant, f"{tenant}-{key}", (everything,)) for tenant in TENANTS for key in KEYS]
         balances = self._do(self.ledger.balances_of(holders, with_pace=True))
         for balance in balances:
-            assert balance.holder is not None
             taken = self._taken(balance.holder, balance.budget)
             assert (balance.spent.micros, balance.reserved.micros) == taken
         asked = [
@@ -223,7 +224,7 @@ class Trees(RuleBasedStateMachine):
             if budget.per.per is not Per.REQUEST and budget.per.span(self.clock())
         ]  # fmt: skip
         assert [balance.budget for balance in balances] == asked
-        by_keys = [each for each in balances if each.holder and each.holder.key_id]
+        by_keys = [each for each in balances if each.holder.key_id]
         spent = sum(row.cost for row in self.rows)
         assert sum(balance.spent.micros for balance in by_keys) == spent
         assert sum(money.micros for money in self._do(self.ledger.spent()).values()) == spent
@@ -298,7 +299,7 @@ async def test_of_several_that_are_too_small_the_one_that_resets_last_is_named(l
     with pytest.raises(BudgetExceeded) as refusal:
         await _hold(ledger, BUYER, "a cat", 101)
 
-    assert (refusal.value.holder.name, refusal.value.resets_at) == ("film#k1", None)
+    assert (refusal.value.balance.holder.name, refusal.value.resets_at) == ("film#k1", None)
     assert refusal.value.key_id == "k1"
 
 

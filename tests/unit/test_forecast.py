@@ -17,6 +17,9 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
 HOUR, DAY = 3600, 86_400
 
 
+FILM = Holder("film", "", ())
+
+
 def _rolling(hours: int) -> Window:
     return Window(Per.ROLLING, rolling_seconds=hours * HOUR)
 
@@ -30,6 +33,7 @@ def _balance(
         Budget(Money.exactly(limit), window),
         Money.exactly(spent),
         Money.exactly(reserved),
+        FILM,
         span=span,
         recent=None if recent is None else Money.exactly(recent),
     )
@@ -113,7 +117,7 @@ def test_a_top_up_counts_in_the_window_in_which_it_was_made_and_in_no_other() ->
 
     assert budget.limit_in(this) == Money.exactly("25")
     assert budget.limit_in(last) == Money.exactly("27")
-    assert Balance(budget, Money.exactly("22"), Money.ZERO, span=this).remaining == Money.exactly("3")
+    assert Balance(budget, Money.exactly("22"), Money.ZERO, FILM, span=this).remaining == Money.exactly("3")
 
 
 def test_a_top_up_of_a_campaign_counts_as_long_as_it_lasts() -> None:
@@ -157,7 +161,9 @@ def test_at_the_time_that_is_told_the_rest_is_gone_and_a_second_before_it_is_not
     start = int(NOW) // 900
     span = Span(start, None if end is None else start + end)
     window = Window.TOTAL if end is not None else _rolling(hours)
-    balance = Balance(Budget(Money(limit), window), Money(spent), Money.ZERO, span=span, recent=Money(recent))
+    balance = Balance(
+        Budget(Money(limit), window), Money(spent), Money.ZERO, FILM, span=span, recent=Money(recent)
+    )
     told = balance.runs_out_at(NOW)
     pace = pace_seconds(window)
 
