@@ -214,7 +214,7 @@ class Metrics(Collector):
         yield reserved
         yield GaugeMetricFamily(
             "gateway_unknown_usd",
-            "The part of it that is held because nobody can say whether something was bought.",
+            "The part of what is held of which nobody can say whether anything was bought.",
             value=reading.unknown.usd_number,
         )
         yield CounterMetricFamily(
