@@ -18,7 +18,7 @@ from gateway.app.opening import SYSTEM_CLOCK, opened_directory
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Count, Flag, Options
 from gateway.cli.tables import aligned
 from gateway.domain.json_forms import utc
-from gateway.http.alerts import progress_to_json
+from gateway.http import members
 
 alerts = App(name="alerts", help="List what was told of budgets, or try whether somebody listens.")
 
@@ -56,7 +56,7 @@ def list_(
 
     listed = asyncio.run(look())
     if json:
-        print(json_.dumps([progress_to_json(each) for each in listed], indent=2, ensure_ascii=False))
+        print(json_.dumps([members.alert(each) for each in listed], indent=2, ensure_ascii=False))
         return
     for line in aligned(_HEADER, map(_cells, listed)):
         print(line)

@@ -19,9 +19,10 @@ from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options, whoever_run
 from gateway.cli.tables import aligned
 from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.generation import Json
+from gateway.http import members
 from gateway.tenants import key_format
 from gateway.tenants.contract import Key
-from gateway.tenants.declarations import one_line, terms_from_json, terms_to_json
+from gateway.tenants.declarations import one_line, terms_from_json
 
 keys = App(
     name="keys", help="Make, list, rotate and revoke tenants' keys. A running gateway knows of it at once."
@@ -113,7 +114,7 @@ def list_(
     tenant
         One of the tenants of the gateway; all of them if it is left out.
     json
-        Print all that is known of them, as JSON.
+        Print all that is known of them as JSON, as GET /admin/keys has it.
     """
 
     async def look() -> Sequence[Key]:
@@ -125,7 +126,7 @@ def list_(
 
     found = asyncio.run(look())
     if json:
-        print(_as_json(found))
+        print(json_.dumps([members.key(key) for key in found], indent=2, ensure_ascii=False))
         return
     for line in aligned(_HEADER, map(_cells, found)):
         print(line)
@@ -232,25 +233,6 @@ def _cells(key: Key) -> Sequence[object]:
 
 def _when(moment: float | None, never: str = "-") -> str:
     return never if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _as_json(found: Sequence[Key]) -> str:
-    told: list[Json] = [
-        {
-            "id": key.id,
-            "tenant": key.tenant,
-            "name": key.name,
-            "hint": key.hint,
-            "created_at": key.created_at,
-            "last_used_at": key.last_used_at,
-            "revoked_at": key.revoked_at,
-            "replaced_by": key.replaced_by,
-            "is_declared": key.is_declared,
-            "terms": terms_to_json(key.terms),
-        }
-        for key in found
-    ]
-    return json_.dumps(told, indent=2, ensure_ascii=False)
 
 
 def _told(mistake: Mistake, said: Mapping[str, tuple[str, Sequence[str]]]) -> str:

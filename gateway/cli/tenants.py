@@ -19,6 +19,7 @@ from gateway.cli.tables import aligned
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Tenant, TopUp
+from gateway.http import members
 from gateway.settings import Settings
 from gateway.tenants.contract import AuditEntry, Change, Declared
 from gateway.tenants.declarations import changes, declared_from_json, declared_to_json, one_line
@@ -193,7 +194,7 @@ def audit(
     limit
         At most so many changes.
     json
-        Print them as JSON, with what was said before and after each.
+        Print them as JSON, as GET /admin/audit has them: with what was said before and after each.
     """
 
     async def look() -> Sequence[AuditEntry]:
@@ -202,18 +203,7 @@ def audit(
 
     found = asyncio.run(look())
     if json:
-        told: list[Json] = [
-            {
-                "serial": entry.serial,
-                "at": entry.at,
-                "who": entry.who,
-                "action": entry.action,
-                "what": entry.what,
-                "before": entry.before,
-                "after": entry.after,
-            }
-            for entry in found
-        ]
+        told = [members.audit_entry(entry) for entry in found]
         print(json_.dumps(told, indent=2, ensure_ascii=False))
         return
     rows = (

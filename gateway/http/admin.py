@@ -20,14 +20,14 @@ from gateway.domain.clock import Clock
 from gateway.domain.errors import DeclarationInvalid, KeyUnknown, Problem
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
-from gateway.domain.tenant import Caller, KeyTerms, Role, Tenant
+from gateway.domain.tenant import Caller, KeyTerms, Tenant
 from gateway.generation import intake
 from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
 from gateway.http.queries import MOST_ENTRIES, is_dry_run, number, query
 from gateway.ledger.contract import Statements
-from gateway.tenants.contract import Change, Declared, Key, Keys, Register, Tenants
+from gateway.tenants.contract import Change, Declared, Keys, Register, Tenants
 from gateway.tenants.declarations import (
     Line,
     declared_from_json,
@@ -194,7 +194,7 @@ class Admin:
         found = await self.keys.listed(tenant)
         if tenant is not None and not found:
             self.tenants.find(tenant)
-        return json_response({"keys": [_described(key) for key in found]})
+        return json_response({"keys": [members.key(key) for key in found]})
 
     async def post_key(self, request: web.Request) -> web.Response:
         """Make a key: this answer is the only time that it is seen."""
@@ -205,7 +205,7 @@ class Admin:
             said = parse(_document(_part(body, "tenant", "name")), _KeyBody, entry="member")
             terms = terms_from_json(_rest(body, "tenant", "name"), called="body", models=self._models)
             made = await self.keys.create(said.tenant, said.name, terms=terms, who=who)
-        return json_response({"key": made, **_described(await self.keys.find_key(made))})
+        return json_response({"key": made, **members.key(await self.keys.find_key(made))})
 
     async def patch_key(self, request: web.Request) -> web.Response:
         """Say otherwise what the body names of a key's name and terms; the rest stays as it is."""
@@ -223,13 +223,13 @@ class Admin:
                 change=lambda terms: _amended(terms, given),
                 who=who,
             )
-        return json_response(_described(amended))
+        return json_response(members.key(amended))
 
     async def delete_key(self, request: web.Request) -> web.Response:
         """End a key at once and for good."""
         who = _who(self.front_door.admin(request))
         query(request)
-        return json_response(_described(await self.keys.revoke(_id(request.match_info["id"]), who=who)))
+        return json_response(members.key(await self.keys.revoke(_id(request.match_info["id"]), who=who)))
 
     async def post_rotation(self, request: web.Request) -> web.Response:
         """Make a key in place of another, which ends after the overlap: the only time that the new one is seen."""
@@ -240,7 +240,7 @@ class Admin:
             body = parse(_document(given), _OverlapBody, entry="member")
             old = _id(request.match_info["id"])
             made = await self.keys.rotate(old, overlap_seconds=body.overlap_seconds, who=who)
-        return json_response({"key": made, **_described(await self.keys.find_key(made)), "in_place_of": old})
+        return json_response({"key": made, **members.key(await self.keys.find_key(made)), "in_place_of": old})
 
     # --- The audit log
 
@@ -253,18 +253,7 @@ class Admin:
         found = await self.register.audit(limit=limit, before=before)
         return json_response(
             {
-                "entries": [
-                    {
-                        "serial": entry.serial,
-                        "at": json_forms.utc(entry.at),
-                        "who": entry.who,
-                        "action": entry.action,
-                        "what": entry.what,
-                        "before": entry.before,
-                        "after": entry.after,
-                    }
-                    for entry in found
-                ],
+                "entries": [members.audit_entry(entry) for entry in found],
                 "next": found[-1].serial if len(found) == limit else None,
             }
         )
@@ -333,26 +322,3 @@ def _changes(made: Sequence[Change], *, dry_run: bool) -> web.Response:
             ],
         }
     )
-
-
-def _described(key: Key) -> dict[str, Json]:
-    nothing_said: dict[str, Json] = {
-        "role": Role.CALLER.value,
-        "models": None,
-        "budgets": [],
-        "rate": None,
-        "expires_at": None,
-    }
-    return {
-        "id": key.id,
-        "tenant": key.tenant,
-        "name": key.name,
-        "hint": key.hint,
-        **nothing_said,
-        **terms_to_json(key.terms),
-        "created_at": json_forms.utc(key.created_at),
-        "last_used_at": json_forms.utc(key.last_used_at),
-        "revoked_at": json_forms.utc(key.revoked_at),
-        "replaced_by": key.replaced_by,
-        "is_declared": key.is_declared,
-    }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from aiohttp import web
 
-from gateway.alerts.contract import Alerts, Progress
-from gateway.domain import json_forms
-from gateway.domain.generation import Json
+from gateway.alerts.contract import Alerts
+from gateway.http import members
 from gateway.http.errors import json_response
 from gateway.http.front_door import FrontDoor
 from gateway.http.queries import MOST_ENTRIES, number, query
@@ -33,30 +31,4 @@ class AlertLog:
         listed = await self.alerts.listed(tenant=tenant, limit=limit)
         if tenant is not None and not listed:
             self.tenants.find(tenant)
-        return json_response({"alerts": [progress_to_json(each) for each in listed]})
-
-
-def progress_to_json(progress: Progress) -> dict[str, Json]:
-    """An alert, the message that says it, and every try to send that."""
-    alert = progress.alert
-    message: Json = json.loads(alert.message)
-    return {
-        "id": alert.id,
-        "raised_at": json_forms.utc(alert.raised_at),
-        "tenant": alert.tenant,
-        "key_id": alert.key_id or None,
-        "budget": alert.budget,
-        "threshold": alert.threshold,
-        "state": progress.state.value,
-        "due_at": json_forms.utc(progress.due_at),
-        "message": message,
-        "deliveries": [
-            {
-                "at": json_forms.utc(delivery.at),
-                "seconds": round(delivery.seconds, 6),
-                "status": delivery.status,
-                "error": delivery.error or None,
-            }
-            for delivery in progress.deliveries
-        ],
-    }
+        return json_response({"alerts": [members.alert(each) for each in listed]})

@@ -526,8 +526,8 @@ def _budget(budgets: Sequence[Budget], name: str | None) -> str:
         return labels[0]
     if name is None or name not in labels:
         known = ", ".join(labels) or "none"
-        problem = "say which budget" if name is None else f"unknown budget {name}"
-        raise BudgetUnknown(f"{problem}: there are {known}")
+        problem = "Say which budget" if name is None else f"There is no budget {name[:100]}"
+        raise BudgetUnknown(f"{problem}: there are {known}.")
     return name
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.database.json_text import to_text
-from gateway.documents.spelling import nearest
+from gateway.documents.spelling import remedy
 from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.errors import KeyUnknown, TenantUnknown
 from gateway.domain.money import Money
@@ -108,6 +108,9 @@ SCHEMA = (
 )
 
 
+_LISTED = ": `gateway tenants list` lists them."
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that is in force, as of one revision of the database."""
@@ -183,10 +186,7 @@ def find_declared(connection: sqlite3.Connection, name: str) -> Declared:
 
 def tenant_unknown(name: str, known: Iterable[str]) -> TenantUnknown:
     """The error that names the nearest of those that are known."""
-    names = sorted(known)
-    like = nearest(name, names)
-    rest = f"did you mean {like}?" if like else f"known tenants: {', '.join(names) or 'none'}"
-    return TenantUnknown(f"unknown tenant {name}: {rest}")
+    return TenantUnknown(f"There is no tenant {name[:70]}{remedy(name, known, otherwise=_LISTED)}")
 
 
 def keys_in(connection: sqlite3.Connection, condition: str, *values: object) -> Sequence[Key]:

@@ -367,7 +367,7 @@ async def test_a_top_up_counts_in_its_window_for_the_budget_it_names(house: Hous
     await directory.put(replace(FILE[1], budgets=(DAY, MONTH)), who="")
     with pytest.raises(BudgetUnknown, match="day, month"):
         await directory.top_up("film", Money(1), reason="x", who="")
-    with pytest.raises(BudgetUnknown, match="unknown budget wek"):
+    with pytest.raises(BudgetUnknown, match="There is no budget wek"):
         await directory.top_up("film", Money(1), reason="x", budget="wek", who="")
 
     added = await directory.top_up("film", Money.exactly(5), reason="launch", budget="day", who="")
