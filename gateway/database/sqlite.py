@@ -225,6 +225,9 @@ class SqliteDatabase:
         """Bring what is in the log into the file beside the writing: who commits would wait for it, and it takes long."""
         while self._written.wait() and not self._closing.wait(_SECONDS_BETWEEN_CHECKPOINTS):
             self._written.clear()
+            if self._closing.is_set():
+                # Between the wait and the clearing: what woke us for the end is cleared away, and would not come again.
+                return
             with suppress(sqlite3.Error):  # What stays in the log is as good, and the next one tries again.
                 self._checkpoints.execute("PRAGMA wal_checkpoint(PASSIVE)")
 

@@ -22,6 +22,7 @@ ANY_SEED = -1
 
 _SEEDS = 2**31 - 1
 _EXACT = 2.0**53
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def parse(body: bytes, *, example: str = '{"prompt": "..."}') -> Mapping[str, Json]:
@@ -123,16 +124,12 @@ def _parse_plain(body: bytes) -> dict[str, Json] | None:
         return None
     if type(value) is not dict:
         return None
-    texts = len(value)
-    for each in value.values():
-        kind = type(each)
-        if kind is str:
-            texts += 1
-        elif kind is float:
-            if not -_EXACT < each < _EXACT:
-                return None
-        elif kind is not int and kind is not bool and each is not None:
-            return None
+    kinds = list(map(type, value.values()))
+    if not _PLAIN.issuperset(kinds):
+        return None
+    if float in kinds and not all(-_EXACT < each < _EXACT for each in value.values() if type(each) is float):
+        return None
+    texts = len(kinds) + kinds.count(str)
     written = body.count(b'"')
     if b"\\" in body:
         if b"\\\\" in body:

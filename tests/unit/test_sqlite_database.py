@@ -110,6 +110,26 @@ async def test_work_that_runs_out_of_an_iterator_is_told_as_a_coroutine_tells_it
     assert results[1] == 1
 
 
+def test_a_database_closes_whatever_its_log_is_waiting_for(tmp_path: Path) -> None:
+    """Closed around the end of the wait between two checkpoints, each at another moment."""
+
+    async def closed(number: int) -> threading.Thread:
+        database = SqliteDatabase(tmp_path / f"{number}.sqlite3")
+        database.migrate("some", ("CREATE TABLE things (name TEXT PRIMARY KEY);",))
+        await database.write(insert("a"))
+        await asyncio.sleep(0.2490 + number * 0.00004)
+        closing_it = threading.Thread(target=database.close, daemon=True)
+        closing_it.start()
+        return closing_it
+
+    async def all_closed() -> list[threading.Thread]:
+        return await asyncio.gather(*map(closed, range(60)))
+
+    for thread in asyncio.run(all_closed()):
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
 async def test_what_is_written_is_seen_by_whoever_reads_next(database: SqliteDatabase) -> None:
     for number in range(50):
         await database.write(insert(f"{number:03}"))

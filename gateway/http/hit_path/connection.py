@@ -106,16 +106,17 @@ class HitPath:
         self.looked_at = now
         return ask.caller
 
-    def date(self) -> bytes:
-        """The time, as the Date header has it."""
-        second = int(self.clock())
+    def date(self, at: float) -> bytes:
+        """The time `at`, which is now, as the Date header has it."""
+        second = int(at)
         if second != self._second:
             self._second, self._date = second, rfc822_formatted_time().encode()
         return self._date
 
-    def age(self, made_at: float) -> bytes:
-        """Whole seconds since then."""
-        return b"%d" % max(0, int(self.clock() - made_at))
+
+def _age(made_at: float, moment: float) -> bytes:
+    """Whole seconds since then."""
+    return b"%d" % max(0, int(moment - made_at))
 
 
 def _may_always_ask(caller: Caller, model: str) -> bool:
@@ -277,12 +278,13 @@ class HitConnection(RequestHandler):
     def _answer_again(self, repeat: Repeat, now: float) -> bool:
         """Answer what was answered before; False for what has to be looked at anew."""
         path, transport = self._path, self.transport
+        moment = path.clock()
         medium = path.memory.media.get(repeat.digest)
         if (
             repeat.marks_of(path.marks.page) != repeat.marks
             or repeat.revision != path.revision
             or now - path.looked_at > LOOK_EVERY_SECONDS
-            or not repeat.since <= path.clock() < repeat.until
+            or not repeat.since <= moment < repeat.until
             or now > repeat.good_until
             or medium is None
             or medium.content is None
@@ -292,7 +294,7 @@ class HitConnection(RequestHandler):
             or transport.get_write_buffer_size()
         ):
             return False
-        head = repeat.head % (path.request_ids.next_bytes(), path.age(repeat.made_at), path.date())
+        head = repeat.head % (path.request_ids.next_bytes(), _age(repeat.made_at, moment), path.date(moment))
         path.send(transport, head + medium.content)
         self._next_keepalive_close_time = now + self._keepalive_timeout
         repeat.counted.add(repeat.saved_micros, self._loop.time() - now, len(medium.content))
@@ -319,7 +321,8 @@ class HitConnection(RequestHandler):
             return False
         hit, medium = known
         counted = path.served.hits(balance.party, ask.model, hit.purchase)
-        request, age, date = path.request_ids.next_bytes(), path.age(hit.made_at), path.date()
+        moment = path.clock()
+        request, age, date = path.request_ids.next_bytes(), _age(hit.made_at, moment), path.date(moment)
         if balance.left is None:
             head = hit.unlimited % (request, age, date)
         else:
@@ -341,7 +344,7 @@ class HitConnection(RequestHandler):
         if known is None:
             return False
         link, medium = known
-        request, date = self._path.request_ids.next_bytes(), self._path.date()
+        request, date = self._path.request_ids.next_bytes(), self._path.date(self._path.clock())
         match ranges.wanted(fetch.range, medium.size_bytes):
             case None:
                 start, count = 0, medium.size_bytes
