@@ -65,10 +65,7 @@ def create(
     expires
         When it ends: a length (12h, 30d, 4w) or a day (2026-12-31, where UTC has it begin).
     """
-    try:
-        one_line(name)
-    except ValueError as error:
-        _refuse(f"--name {error}.")
+    called = _line("--name", name)
     settings = options.settings()
     said: dict[str, Json] = {"role": role}
     if models:
@@ -95,7 +92,7 @@ def create(
 
     async def make() -> str:
         async with opened_directory(settings) as directory:
-            return await directory.create(tenant, name, terms=terms, who=whoever_runs_this())
+            return await directory.create(tenant, called, terms=terms, who=whoever_runs_this())
 
     print(asyncio.run(make()))
 
@@ -184,6 +181,27 @@ def expire(key: str, *, at: str, options: Options = FILE_AND_ENVIRONMENT) -> Non
 
 
 @keys.command
+def label(key: str, name: str, *, options: Options = FILE_AND_ENVIRONMENT) -> None:
+    """Say otherwise what a key is for.
+
+    Parameters
+    ----------
+    key
+        Its id or its beginning, as `gateway keys list` shows them, or the key itself.
+    name
+        What the key is for, for whoever lists it later.
+    """
+    said = _line("NAME", name)
+
+    async def amend() -> Key:
+        async with opened_directory(options.settings()) as directory:
+            return await directory.amend(key.removesuffix("…"), name=said, who=whoever_runs_this())
+
+    amended = asyncio.run(amend())
+    print(f"Key {amended.id} ({amended.hint}…) of tenant {amended.tenant} is called: {amended.name}.")
+
+
+@keys.command
 def revoke(key: str, *, options: Options = FILE_AND_ENVIRONMENT) -> None:
     """End a key, at once and for good.
 
@@ -233,6 +251,13 @@ def _cells(key: Key) -> Sequence[object]:
 
 def _when(moment: float | None, never: str = "-") -> str:
     return never if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _line(called: str, text: str) -> str:
+    try:
+        return one_line(text)
+    except ValueError as error:
+        _refuse(f"{called} {error}.")
 
 
 def _told(mistake: Mistake, said: Mapping[str, tuple[str, Sequence[str]]]) -> str:

@@ -116,6 +116,10 @@ async def test_a_key_has_the_terms_it_was_made_with(config: Path) -> None:
     assert rotated.out.strip() not in listed.out
     lasting = await run("keys", "expire", new["id"], "--at", "never", "--config", config)
     assert lasting.out.endswith("ends: never.\n")
+    called = await run("keys", "label", new["id"], "nightly", "--config", config)
+    assert called.out.endswith("is called: nightly.\n"), called.err
+    listed = await run("keys", "list", "--config", config)
+    assert [line.split()[-1] for line in listed.out.splitlines()[1:]] == ["ci", "nightly"]
     wrong = await run("keys", "create", "film", "--budget", "5/dya", "--config", config)
     assert wrong.code == 1
     assert "did you mean day" in wrong.err
