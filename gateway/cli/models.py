@@ -7,9 +7,10 @@ import json
 from gateway.app.opening import declared
 from gateway.catalog.contract import Model
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
+from gateway.cli.tables import aligned
 from gateway.domain.errors import PriceUnknown
 
-_ROW = "{:<26}{:<24}{:<20}{:>14}"
+_HEADER = ("MODEL", "MAKES", "ANSWERS", "ITS EXAMPLE")
 
 
 def models(model: str | None = None, *, options: Options = FILE_AND_ENVIRONMENT) -> None:
@@ -27,9 +28,9 @@ def models(model: str | None = None, *, options: Options = FILE_AND_ENVIRONMENT)
         print(f"Price: {found.price_in_words}. Of its example: {_price_of_example(found)}.")
         print(json.dumps({"parameters": found.schema, "example": found.example}, indent=2))
         return
-    print(_ROW.format("MODEL", "MAKES", "ANSWERS", "ITS EXAMPLE"))
-    for each in catalog:
-        print(_ROW.format(each.name, each.modality, each.media_type, _price_of_example(each)))
+    rows = ((each.name, each.modality, each.media_type, _price_of_example(each)) for each in catalog)
+    for line in aligned(_HEADER, rows, right=("ITS EXAMPLE",)):
+        print(line)
 
 
 def _price_of_example(model: Model) -> str:

@@ -158,6 +158,7 @@ async def test_models_are_listed_and_shown_and_the_nearest_is_named() -> None:
     rows = {line.split()[0]: line for line in listed.out.splitlines()}
     assert set(rows) - {"MODEL"} == {path.stem for path in MODELS.glob("*.yaml")}
     assert "$0.416" in rows[MODEL]
+    assert all(len(row.split()) == 4 for name, row in rows.items() if name != "MODEL")
     assert "video/mp4" in rows[MODEL]
     assert "unknown" in rows["eleven-labs-transcript"]
     assert '"guidance_scale"' in shown.out
