@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import pytest
@@ -49,6 +50,18 @@ async def test_every_answer_names_the_request_that_it_answers_and_a_resource_the
     assert len({*named, identity}) == len(looks) + 1
     assert {line["request_id"] for line in house.log_lines if "request_id" in line}.issuperset(named[:4])
     assert result.headers["x-request-id"] == identity
+
+
+async def test_a_request_that_has_ended_is_dropped_after_its_time(house: House) -> None:
+    submitted = await house.submit()
+    await house.result(submitted)
+    house.clock.ahead_seconds += 31 * 24 * 3600
+    await house.restart()
+
+    async with asyncio.timeout(30):
+        while (answer := await house.get(f"/v2/requests/{submitted.json['request_id']}")).status == 200:
+            await asyncio.sleep(0.01)
+    answer.refused(404, "request_not_found")
 
 
 @pytest.mark.parametrize("public_url", ["https://gateway.example.com", "https://example.com/media/"])

@@ -10,7 +10,9 @@ from decimal import Decimal
 from typing import Any
 
 from gateway.accounting.focus import COLUMNS
-from gateway.domain.tenant import KeyTerms, Role
+from gateway.domain.money import Money
+from gateway.domain.tenant import Budget, KeyTerms, Role
+from gateway.domain.window import Window
 from tests.journeys.conftest import OpenHouse
 from tests.journeys.program import Ended, run
 from tests.journeys.running import MODEL, PRICE_MICROS, Answer, House, video
@@ -145,6 +147,23 @@ async def test_without_a_grouping_every_budget_is_there_with_when_it_runs_out(
     assert used_up["film"]["remaining_micros"] == 0
     assert used_up["film"]["runs_out_at"] is not None
     assert {"acme", "film", "zenith"} <= set(used_up)
+
+
+async def test_budgets_are_listed_behind_those_above_them_and_keys_behind_their_tenant(
+    open_house: OpenHouse,
+) -> None:
+    a_day = [{"limit_usd": 1, "per": "day"}]
+    house = await open_house(
+        tenants={"zenith": {"budgets": a_day}, "art": {"parent": "zenith", "budgets": a_day}}
+    )
+    terms = KeyTerms(budgets=(Budget(Money.exactly(1), Window.DAY),))
+    key = await house.gateway.keys.create("zenith", "of a budget", terms=terms)
+    key_id = (await house.gateway.keys.find_key(key)).id
+    admin = await house.gateway.keys.create("art", "of an admin", terms=KeyTerms(role=Role.ADMIN))
+    house.secrets |= {key, admin}
+    report = (await house.get(f"{house.gateway.operations_url}/admin/usage", key=admin)).json
+
+    assert [budget["of"] for budget in report["budgets"]] == ["zenith", f"zenith#{key_id}", "art"]
 
 
 async def test_the_same_in_every_form_by_command_and_over_http(open_house: OpenHouse) -> None:
