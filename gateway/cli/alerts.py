@@ -8,7 +8,6 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from cyclopts import App
 
@@ -16,7 +15,7 @@ from gateway.alerts.contract import Delivery, Progress
 from gateway.app.alerting import opened_alerts, opened_messenger
 from gateway.app.opening import SYSTEM_CLOCK, opened_directory
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Count, Flag, Options
-from gateway.cli.tables import aligned
+from gateway.cli.tables import aligned, minute
 from gateway.domain.json_forms import utc
 from gateway.http import members
 
@@ -81,7 +80,7 @@ def test(*, options: Options = FILE_AND_ENVIRONMENT) -> None:  # noqa: PT028 -- 
 def _cells(progress: Progress) -> Sequence[object]:
     alert, deliveries = progress.alert, progress.deliveries
     return (
-        datetime.fromtimestamp(alert.raised_at, UTC).strftime("%Y-%m-%d %H:%M"),
+        minute(alert.raised_at),
         f"{alert.tenant}#{alert.key_id}" if alert.key_id else alert.tenant,
         alert.budget,
         f"{alert.threshold} %" if alert.threshold.isdecimal() else alert.threshold,

@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from gateway.app.opening import SYSTEM_CLOCK, opened_directory
 from gateway.catalog.yaml_files import load_catalog
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Flag, Options, whoever_runs_this
-from gateway.cli.tables import aligned
+from gateway.cli.tables import aligned, minute
 from gateway.documents.yaml_files import DocumentInvalid, Mistake
 from gateway.domain.generation import Json
 from gateway.http import members
@@ -176,7 +176,7 @@ def expire(key: str, *, at: str, options: Options = FILE_AND_ENVIRONMENT) -> Non
 
     amended = asyncio.run(amend())
     print(
-        f"Key {amended.id} ({amended.hint}…) of tenant {amended.tenant} ends: {_when(ends, never='never')}."
+        f"Key {amended.id} ({amended.hint}…) of tenant {amended.tenant} ends: {minute(ends, never='never')}."
     )
 
 
@@ -246,11 +246,7 @@ _HEADER = ("ID", "TENANT", "KEY", "ROLE", "CREATED", "USED", "EXPIRES", "REVOKED
 
 def _cells(key: Key) -> Sequence[object]:
     moments = (key.created_at, key.last_used_at, key.terms.expires_at, key.revoked_at)
-    return (key.id, key.tenant, f"{key.hint}…", key.terms.role.value, *map(_when, moments), key.name)
-
-
-def _when(moment: float | None, never: str = "-") -> str:
-    return never if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+    return (key.id, key.tenant, f"{key.hint}…", key.terms.role.value, *map(minute, moments), key.name)
 
 
 def _line(called: str, text: str) -> str:

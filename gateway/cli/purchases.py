@@ -13,7 +13,7 @@ from cyclopts import App
 
 from gateway.app.opening import opened_ledger
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Count, Flag, Options
-from gateway.cli.tables import aligned
+from gateway.cli.tables import aligned, minute
 from gateway.domain.identity import PurchaseId
 from gateway.domain.money import Money
 from gateway.ledger.contract import Purchase, Resolution, State
@@ -64,7 +64,7 @@ def _cells(purchase: Purchase) -> Sequence[object]:
         purchase.request.model,
         purchase.request.price,
         "-" if purchase.cost is None else purchase.cost,
-        _when(purchase.reserved_at, "%Y-%m-%d %H:%M"),
+        minute(purchase.reserved_at),
         purchase.ticket or "-",
     )
 
@@ -191,15 +191,11 @@ def _facts(purchase: Purchase) -> Iterator[tuple[str, object]]:
         ("ended", purchase.ended_at),
     ):
         if moment is not None:
-            yield name, _when(moment, "%Y-%m-%d %H:%M:%S UTC")
+            yield name, datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if purchase.reason is not None:
         yield "reason", purchase.reason
     for blob in purchase.generation.blobs if purchase.generation else ():
         yield "blob", f"{blob.digest} {blob.media_type} {blob.size_bytes} bytes"
-
-
-def _when(moment: float, form: str) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime(form)
 
 
 def _unknown(purchase: str) -> str:

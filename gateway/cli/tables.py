@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 
 
 def aligned(
@@ -17,3 +18,11 @@ def aligned(
             for name, cell, width in zip(header, line, widths, strict=True)
         ]
         yield "  ".join(cells).rstrip()
+
+
+def minute(moment: datetime | float | None, *, never: str = "-") -> str:
+    """A moment in a table, in UTC; `never` where there is none."""
+    if moment is None:
+        return never
+    at = moment if isinstance(moment, datetime) else datetime.fromtimestamp(moment, UTC)
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")

@@ -6,7 +6,6 @@ import asyncio
 import json as json_
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +14,7 @@ from cyclopts import App
 
 from gateway.app.opening import declared, opened_directory
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Count, Flag, Options, whoever_runs_this
-from gateway.cli.tables import aligned
+from gateway.cli.tables import aligned, minute
 from gateway.domain.generation import Json
 from gateway.domain.money import Money
 from gateway.domain.tenant import Budget, Tenant, TopUp
@@ -209,7 +208,7 @@ def audit(
     rows = (
         (
             entry.serial,
-            datetime.fromtimestamp(entry.at, UTC).strftime("%Y-%m-%d %H:%M"),
+            minute(entry.at),
             entry.who,
             entry.action,
             what,
@@ -272,7 +271,7 @@ def _facts(tenant: Tenant) -> Iterator[tuple[str, str]]:
         for budget in holder.budgets:
             yield "budget", f"{holder.name}: {_budget(budget)}"
             for added in budget.top_ups:
-                at = datetime.fromtimestamp(added.at, UTC).strftime("%Y-%m-%d %H:%M")
+                at = minute(added.at)
                 yield "top-up", f"{holder.name}: {added.amount} at {at}: {added.reason}"
 
 

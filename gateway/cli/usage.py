@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -17,7 +16,7 @@ from gateway.accounting.usage import AMOUNTS, COUNTS, Figures, Report
 from gateway.app.chargeback import opened_usage, upstream_name
 from gateway.app.opening import SYSTEM_CLOCK
 from gateway.cli.options import FILE_AND_ENVIRONMENT, Options
-from gateway.cli.tables import aligned
+from gateway.cli.tables import aligned, minute
 from gateway.domain.balance import Balance
 from gateway.http import members
 from gateway.settings import Settings
@@ -115,10 +114,6 @@ def _budget(balance: Balance, now: float) -> list[str]:
         balance.budget.label,
         balance.holder.name,
         *(str(amount) for amount in (balance.limit, balance.spent, balance.reserved, balance.remaining)),
-        _moment(balance.budget.per.resets_at(now)),
-        _moment(balance.runs_out_at(now)),
+        minute(balance.budget.per.resets_at(now)),
+        minute(balance.runs_out_at(now)),
     ]
-
-
-def _moment(moment: datetime | None) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if moment else "-"
