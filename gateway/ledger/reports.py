@@ -18,12 +18,12 @@ Place = tuple[Party, str, int]
 class Booked:
     """What the upstream was, or may have to be, paid for purchases that were reserved within some time."""
 
-    spent: Money = Money(0)  # noqa: RUF009 -- Money is immutable
-    reserved: Money = Money(0)  # noqa: RUF009 -- Money is immutable
-    unknown: Money = Money(0)  # noqa: RUF009 -- Money is immutable
+    spent: Money = Money.ZERO
+    reserved: Money = Money.ZERO
+    unknown: Money = Money.ZERO
     """The part of what is reserved of which nobody can say whether anything was bought."""
 
-    lost: Money = Money(0)  # noqa: RUF009 -- Money is immutable
+    lost: Money = Money.ZERO
     """The part of what is spent of which nothing came."""
 
     def __add__(self, other: Booked) -> Booked:

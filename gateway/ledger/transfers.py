@@ -20,8 +20,8 @@ from gateway.ledger.reports import Place
 class Moved:
     """What somebody owes others, and what others owe them. Over everybody the two are the same."""
 
-    charged: Money = Money(0)  # noqa: RUF009 -- Money is immutable
-    credited: Money = Money(0)  # noqa: RUF009 -- Money is immutable
+    charged: Money = Money.ZERO
+    credited: Money = Money.ZERO
 
     def __add__(self, other: Moved) -> Moved:
         return Moved(self.charged + other.charged, self.credited + other.credited)

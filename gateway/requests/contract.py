@@ -85,8 +85,8 @@ class Tally:
     misses: int = 0
     collapsed: int = 0
     bypasses: int = 0
-    saved_by_hits: Money = Money(0)  # noqa: RUF009 -- Money is immutable
-    saved_by_joining: Money = Money(0)  # noqa: RUF009 -- Money is immutable
+    saved_by_hits: Money = Money.ZERO
+    saved_by_joining: Money = Money.ZERO
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
