@@ -125,7 +125,7 @@ class _Buyer:
                 for window in _WINDOWS[:budgets]:
                     span = window.span(self._now)
                     assert span is not None  # noqa: S101 -- none of them has dates
-                    sums.within(self._connection, tenant, "", None, span)
+                    sums.within(self._connection, tenant, (), None, span)
             series = sums.series_of(self._connection, path, f"key-{number % _KEYS}", _MODELS[number % 3])
             sums.hold(self._connection, series, quarter(self._now), 416_000)
             self._connection.execute("COMMIT")

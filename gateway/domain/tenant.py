@@ -161,6 +161,13 @@ class Holder:
     """Empty for the tenant itself."""
 
     budgets: tuple[Budget, ...]
+    rotated_with: tuple[str, ...] = ()
+    """Of a key: those that it was made in place of, or that were in its. They spend one budget together."""
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """With which keys what counts in its budgets was bought; none for the tenant itself, which is with any."""
+        return (self.key_id, *self.rotated_with) if self.key_id else ()
 
     @property
     def name(self) -> str:
@@ -178,6 +185,9 @@ class Caller:
     place: int = 0
     """Where its rate is kept: no other key with a rate has the same."""
 
+    rotated_with: tuple[str, ...] = ()
+    """The keys that this one was made in place of, and those that were made in its."""
+
     @property
     def party(self) -> Party:
         """Who is charged for what it asks."""
@@ -186,7 +196,7 @@ class Caller:
     @property
     def holder(self) -> Holder:
         """The key alone, with its own budgets."""
-        return Holder(self.tenant.name, self.key_id, self.terms.budgets)
+        return Holder(self.tenant.name, self.key_id, self.terms.budgets, self.rotated_with)
 
     @property
     def holders(self) -> tuple[Holder, ...]:

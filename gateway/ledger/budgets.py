@@ -30,7 +30,7 @@ def with_pace(connection: sqlite3.Connection, now: float, balance: Balance) -> B
     """The balance with what was spent and is held of late."""
     holder, budget = balance.holder, balance.budget
     lately = Span(quarter(now - pace_seconds(budget.per)))
-    recent = sums.within(connection, holder.tenant, holder.key_id, budget.models, lately)
+    recent = sums.within(connection, holder.tenant, holder.key_ids, budget.models, lately)
     return replace(balance, recent=Money(sum(recent)))
 
 
@@ -107,7 +107,7 @@ def _balance(connection: sqlite3.Connection, now: float, holder: Holder, budget:
     span = _span(budget.per, quarter(now))
     if span is None:
         return None
-    spent, held = sums.within(connection, holder.tenant, holder.key_id, budget.models, span)
+    spent, held = sums.within(connection, holder.tenant, holder.key_ids, budget.models, span)
     return Balance(budget, Money(spent), Money(held), holder, span)
 
 
@@ -130,7 +130,7 @@ def _has_room_at(
     at = sums.frees_at(
         connection,
         holder.tenant,
-        holder.key_id,
+        holder.key_ids,
         budget.models,
         balance.span,
         shortfall_micros=missing.micros,

@@ -156,23 +156,27 @@ def _add(
 
 
 def within(
-    connection: sqlite3.Connection, tenant: str, key_id: str, models: Collection[str] | None, span: Span
+    connection: sqlite3.Connection,
+    tenant: str,
+    key_ids: Sequence[str],
+    models: Collection[str] | None,
+    span: Span,
 ) -> tuple[int, int]:
-    """Micro-dollars spent and held in `span`, by a tenant with all below it or, where `key_id` is not empty, by a key.
+    """Micro-dollars spent and held in `span`: by a tenant with all below it, or by its keys, where some are named.
 
     By those `models` alone, if some are named. What is held counts in the quarter in which it was reserved, as well.
     """
     if span.end is not None and span.end <= span.start:
         return 0, 0
-    chosen = ("",) if models is None else tuple(models)
+    chosen, keys = ("",) if models is None else tuple(models), key_ids or ("",)
     spent, held = connection.execute(
         f"""
         SELECT COALESCE(SUM(upto.spent_micros - COALESCE(before.spent_micros, 0)), 0),
             COALESCE(SUM(upto.held_micros - COALESCE(before.held_micros, 0)), 0)
         {_FROM_TO}
-        WHERE tenant = ? AND key_id = ? AND model IN ({", ".join("?" * len(chosen))})
+        WHERE tenant = ? AND key_id IN ({", ".join("?" * len(keys))}) AND model IN ({", ".join("?" * len(chosen))})
         """,
-        (_end(span), span.start, tenant, key_id, *chosen),
+        (_end(span), span.start, tenant, *keys, *chosen),
     ).fetchone()
     return spent, held
 
@@ -208,7 +212,7 @@ def by_key(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[str, st
 def frees_at(
     connection: sqlite3.Connection,
     tenant: str,
-    key_id: str,
+    key_ids: Sequence[str],
     models: Collection[str] | None,
     span: Span,
     *,
@@ -220,13 +224,13 @@ def frees_at(
     Everything that is held is taken for spent. None where that never comes: there is less than that to forget, or the
     window is in force no longer then.
     """
-    taken, last = _taken(connection, tenant, key_id, models, span), _last(connection, tenant, key_id)
+    taken, last = _taken(connection, tenant, key_ids, models, span), _last(connection, tenant, key_ids)
     if taken < shortfall_micros or last is None:
         return None
     low, high = span.start, last
     while low < high:
         middle = (low + high) // 2
-        if _taken(connection, tenant, key_id, models, Span(span.start, middle + 1)) >= shortfall_micros:
+        if _taken(connection, tenant, key_ids, models, Span(span.start, middle + 1)) >= shortfall_micros:
             high = middle
         else:
             low = middle + 1
@@ -235,21 +239,26 @@ def frees_at(
 
 
 def _taken(
-    connection: sqlite3.Connection, tenant: str, key_id: str, models: Collection[str] | None, span: Span
+    connection: sqlite3.Connection,
+    tenant: str,
+    key_ids: Sequence[str],
+    models: Collection[str] | None,
+    span: Span,
 ) -> int:
-    return sum(within(connection, tenant, key_id, models, span))
+    return sum(within(connection, tenant, key_ids, models, span))
 
 
 def _end(span: Span) -> int:
     return _FOREVER if span.end is None else span.end
 
 
-def _last(connection: sqlite3.Connection, tenant: str, key_id: str) -> int | None:
+def _last(connection: sqlite3.Connection, tenant: str, key_ids: Sequence[str]) -> int | None:
     """The last quarter in which anything was reserved."""
+    keys = key_ids or ("",)
     (last,) = connection.execute(
         "SELECT MAX((SELECT MAX(quarter) FROM sums WHERE series = series.id)) FROM series "
-        "WHERE tenant = ? AND key_id = ? AND model = ''",
-        (tenant, key_id),
+        f"WHERE tenant = ? AND key_id IN ({', '.join('?' * len(keys))}) AND model = ''",
+        (tenant, *keys),
     ).fetchone()
     return None if last is None else int(last)
 

@@ -131,6 +131,7 @@ class Keys(Protocol):
     async def rotate(self, key: str, *, overlap_seconds: float, who: str = "") -> str:
         """A new key with the same name and terms; the old one ends after `overlap_seconds`, or sooner if it was to.
 
+        They spend one budget together, with those before them. DocumentInvalid for a key that was rotated already.
         Raises KeyUnknown, TenantUnknown.
         """
 

@@ -433,7 +433,7 @@ def tree(declared: Iterable[Declared], top_ups: TopUps) -> dict[str, Tenant]:
             said = by_name[name]
             tenants[name] = Tenant(
                 name=name,
-                budgets=topped_up(said.limits, name, "", top_ups),
+                budgets=topped_up(said.limits, name, [""], top_ups),
                 models=said.models,
                 private_cache=said.private_cache,
                 parent=None if said.parent is None else grown(said.parent),
@@ -443,10 +443,18 @@ def tree(declared: Iterable[Declared], top_ups: TopUps) -> dict[str, Tenant]:
     return {name: grown(name) for name in by_name}
 
 
-def topped_up(budgets: Iterable[Budget], tenant: str, key_id: str, top_ups: TopUps) -> tuple[Budget, ...]:
-    """The budgets with what was added to each."""
+def topped_up(
+    budgets: Iterable[Budget], tenant: str, key_ids: Sequence[str], top_ups: TopUps
+) -> tuple[Budget, ...]:
+    """The budgets with what was added to each, with whichever of the keys it was named."""
     return tuple(
-        replace(budget, top_ups=tuple(top_ups.get((tenant, key_id, budget.label), ()))) for budget in budgets
+        replace(
+            budget,
+            top_ups=tuple(
+                added for key_id in key_ids for added in top_ups.get((tenant, key_id, budget.label), ())
+            ),
+        )
+        for budget in budgets
     )
 
 

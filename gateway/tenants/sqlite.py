@@ -258,6 +258,10 @@ class SqliteDirectory:
 
         def work(connection: sqlite3.Connection) -> str:
             old = amendable_key(connection, key)
+            if old.replaced_by is not None:
+                # A line of keys spends one budget: it has no branches.
+                already = f"was rotated already: rotate {old.replaced_by}, which was made in its place"
+                raise DocumentInvalid([Mistake("", already, (old.id,))])
             find_declared(connection, old.tenant)
             terms = old.terms
             identity = self._insert(connection, following, old.tenant, old.name, terms, who, "key rotated")

@@ -139,6 +139,7 @@ def load(connection: sqlite3.Connection, revision: int) -> Snapshot:
     callers: dict[bytes, Caller] = {}
     revoked: set[bytes] = set()
     removed: set[bytes] = set()
+    others = _rotated(connection)
     for identity, tenant, digest, is_ended, said, expires_at, place in connection.execute(
         "SELECT id, tenant, hash, revoked_at IS NOT NULL OR source = 'dropped', terms, expires_at, place FROM keys"
     ):
@@ -148,10 +149,24 @@ def load(connection: sqlite3.Connection, revision: int) -> Snapshot:
             removed.add(digest)
         else:
             terms = _terms(said, expires_at)
-            terms = replace(terms, budgets=topped_up(terms.budgets, tenant, identity, added))
-            callers[digest] = Caller(tenants[tenant], identity, terms, place)
+            rotated_with = others.get(identity, ())
+            together = [identity, *rotated_with]
+            terms = replace(terms, budgets=topped_up(terms.budgets, tenant, together, added))
+            callers[digest] = Caller(tenants[tenant], identity, terms, place, rotated_with)
     by_id = {caller.key_id: caller for caller in callers.values()}
     return Snapshot(revision, tenants, callers, by_id, frozenset(revoked), frozenset(removed))
+
+
+def _rotated(connection: sqlite3.Connection) -> Mapping[str, tuple[str, ...]]:
+    """Of each key that was rotated, or made by that: the others before and after it."""
+    following = dict(connection.execute("SELECT id, replaced_by FROM keys WHERE replaced_by IS NOT NULL"))
+    others: dict[str, tuple[str, ...]] = {}
+    for first in following.keys() - following.values():
+        line = [first]
+        while line[-1] in following:
+            line.append(following[line[-1]])
+        others |= {each: tuple(other for other in line if other != each) for each in line}
+    return others
 
 
 def revision_of(connection: sqlite3.Connection) -> int:

@@ -52,9 +52,9 @@ class Bought:
     cost: int | None = None
     ended: bool = False
 
-    def is_of(self, tenant: str, key_id: str, models: Collection[str] | None) -> bool:
+    def is_of(self, tenant: str, key_ids: Sequence[str], models: Collection[str] | None) -> bool:
         tenants = self.path.split("/")
-        whose = tenants[-1] == tenant and self.key_id == key_id if key_id else tenant in tenants
+        whose = tenants[-1] == tenant and self.key_id in key_ids if key_ids else tenant in tenants
         return whose and (models is None or self.model in models)
 
 
@@ -82,13 +82,17 @@ def _end(connection: sqlite3.Connection, bought: Bought, cost: int | None) -> No
 
 
 def _counted(
-    purchases: Sequence[Bought], tenant: str, key_id: str, models: Collection[str] | None, span: Span
+    purchases: Sequence[Bought],
+    tenant: str,
+    key_ids: Sequence[str],
+    models: Collection[str] | None,
+    span: Span,
 ) -> tuple[int, int]:
     """What `within` ought to be: one purchase after the other."""
     inside = [
         each
         for each in purchases
-        if each.is_of(tenant, key_id, models)
+        if each.is_of(tenant, key_ids, models)
         and span.start <= each.quarter
         and (span.end is None or each.quarter < span.end)
     ]
@@ -96,7 +100,8 @@ def _counted(
 
 
 tenants = st.sampled_from(TENANTS)
-holders = st.tuples(tenants, st.sampled_from(("", *KEYS)))
+some_keys = st.sampled_from([(), *((key,) for key in KEYS), KEYS])
+holders = st.tuples(tenants, some_keys)
 some_models = st.none() | st.frozensets(st.sampled_from((*MODELS, "unheard of")))
 spans = st.builds(
     lambda start, length: Span(START + start, None if length is None else START + start + length),
@@ -131,11 +136,11 @@ class Books(RuleBasedStateMachine):
             others.executescript(sums.FROM_PURCHASES)
             assert list(sums.discrepancies(others)) == []
             for tenant in TENANTS:
-                for key_id in ("", *KEYS):
+                for key_ids in ((), *((key,) for key in KEYS), KEYS):
                     for models in (None, MODELS[:1], MODELS):
                         for span in (Span(), Span(START + 3), Span(START, START + 40)):
-                            told = sums.within(others, tenant, key_id, models, span)
-                            assert told == _counted(self.purchases, tenant, key_id, models, span)
+                            told = sums.within(others, tenant, key_ids, models, span)
+                            assert told == _counted(self.purchases, tenant, key_ids, models, span)
 
     def _path(self, tenant: str) -> str:
         above = self.parents[tenant]
@@ -162,7 +167,7 @@ class Books(RuleBasedStateMachine):
         self.now += quarters
 
     @rule(holder=holders, models=some_models, span=spans)
-    def look(self, holder: tuple[str, str], models: Collection[str] | None, span: Span) -> None:
+    def look(self, holder: tuple[str, Sequence[str]], models: Collection[str] | None, span: Span) -> None:
         told = sums.within(self.connection, *holder, models, span)
 
         assert told == _counted(self.purchases, *holder, models, span)
@@ -171,7 +176,12 @@ class Books(RuleBasedStateMachine):
         holder=holders, models=some_models, start=st.integers(0, 60), hours=st.integers(1, 48), micros=amounts
     )
     def ask_when_it_frees(
-        self, holder: tuple[str, str], models: Collection[str] | None, start: int, hours: int, micros: int
+        self,
+        holder: tuple[str, Sequence[str]],
+        models: Collection[str] | None,
+        start: int,
+        hours: int,
+        micros: int,
     ) -> None:
         span = Span(self.now - start)
         told = sums.frees_at(
@@ -192,7 +202,7 @@ class Books(RuleBasedStateMachine):
     def what_is_spent_and_held_at_the_roots_is_all_there_is(self) -> None:
         total = sum(each.cost or 0 for each in self.purchases)
         by_key = [
-            sums.within(self.connection, tenant, key_id, MODELS, Span())[0]
+            sums.within(self.connection, tenant, (key_id,), MODELS, Span())[0]
             for tenant in TENANTS
             for key_id in KEYS
         ]
@@ -223,8 +233,8 @@ def test_a_team_that_is_moved_keeps_its_history_and_leaves_it_behind_too(books: 
     _reserve(books, "zenith/film", "k1", "kling", START + 1, 50)
     _end(books, before, 310)
 
-    def everything(tenant: str, key_id: str = "") -> tuple[int, int]:
-        return sums.within(books, tenant, key_id, None, Span())
+    def everything(tenant: str, *key_ids: str) -> tuple[int, int]:
+        return sums.within(books, tenant, key_ids, None, Span())
 
     assert everything("film") == (310, 50)
     assert everything("film", "k1") == (310, 50)
@@ -239,10 +249,10 @@ def test_money_counts_in_the_quarter_in_which_it_was_reserved_whenever_it_settle
     _reserve(books, "film", "k1", "kling", START + 3000, 7)
     _end(books, first, 280)
 
-    assert sums.within(books, "film", "", None, Span(START, START + 1)) == (280, 0)
-    assert sums.within(books, "film", "", None, Span(START + 1)) == (0, 7)
-    assert sums.within(books, "film", "", {"kling"}, Span()) == (280, 7)
-    assert sums.within(books, "film", "", {"flux"}, Span()) == (0, 0)
+    assert sums.within(books, "film", (), None, Span(START, START + 1)) == (280, 0)
+    assert sums.within(books, "film", (), None, Span(START + 1)) == (0, 7)
+    assert sums.within(books, "film", (), {"kling"}, Span()) == (280, 7)
+    assert sums.within(books, "film", (), {"flux"}, Span()) == (0, 0)
 
 
 def test_a_span_that_holds_nothing_and_a_holder_that_bought_nothing_come_to_nothing(
@@ -250,9 +260,9 @@ def test_a_span_that_holds_nothing_and_a_holder_that_bought_nothing_come_to_noth
 ) -> None:
     _reserve(books, "film", "k1", "kling", START, 300)
 
-    assert sums.within(books, "film", "", None, Span(0, 0)) == (0, 0)
-    assert sums.within(books, "nobody", "", None, Span()) == (0, 0)
-    assert sums.within(books, "film", "", (), Span()) == (0, 0)
+    assert sums.within(books, "film", (), None, Span(0, 0)) == (0, 0)
+    assert sums.within(books, "nobody", (), None, Span()) == (0, 0)
+    assert sums.within(books, "film", (), (), Span()) == (0, 0)
 
 
 def test_a_series_is_made_once_and_found_ever_after(books: sqlite3.Connection) -> None:
@@ -268,7 +278,7 @@ def test_a_rolling_budget_frees_when_enough_of_the_oldest_is_forgotten(books: sq
         _reserve(books, "film", "k1", "kling", START + at, 100)
 
     def frees(micros: int, span: Span) -> int | None:
-        return sums.frees_at(books, "film", "", None, span, shortfall_micros=micros, rolling_seconds=86_400)
+        return sums.frees_at(books, "film", (), None, span, shortfall_micros=micros, rolling_seconds=86_400)
 
     assert frees(1, Span(START - 50)) == START + 1 + 96
     assert frees(100, Span(START - 50)) == START + 1 + 96
@@ -277,7 +287,7 @@ def test_a_rolling_budget_frees_when_enough_of_the_oldest_is_forgotten(books: sq
     assert frees(401, Span(START - 50)) is None, "not even an empty window has room"
     assert frees(100, Span(START - 50, START + 97)) is None, "it is in force no longer then"
     assert sums.frees_at(
-        books, "nobody", "", None, Span(START), shortfall_micros=1, rolling_seconds=3600
+        books, "nobody", (), None, Span(START), shortfall_micros=1, rolling_seconds=3600
     ) is None  # fmt: skip
 
 
@@ -342,8 +352,8 @@ def test_no_question_and_no_booking_walks_through_all_that_there_is(books: sqlit
     _end(books, _reserve(books, "acme/film", "k1", "kling", START, 300), 310)
     for models in (None, ("kling", "flux")):
         for span in (Span(), Span(START), Span(START, START + 1)):
-            sums.within(books, "acme", "", models, span)
-            sums.frees_at(books, "acme", "", models, span, shortfall_micros=1, rolling_seconds=3600)
+            sums.within(books, "acme", (), models, span)
+            sums.frees_at(books, "acme", (), models, span, shortfall_micros=1, rolling_seconds=3600)
     books.set_trace_callback(None)
 
     steps = [step for query in asked for *_, step in books.execute(f"EXPLAIN QUERY PLAN {query}")]

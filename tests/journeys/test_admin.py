@@ -290,6 +290,28 @@ async def test_a_key_is_made_amended_rotated_and_revoked(admin: Administrator) -
     assert all("key" not in each for each in told)
 
 
+async def test_keys_of_one_rotation_spend_one_budget(admin: Administrator) -> None:
+    house = admin.house
+    made = await admin.made_key("film", budgets=[{"limit_usd": "0.008", "per": "total"}])
+    old, identity = made["key"], made["id"]
+    assert (await house.make(video(seed=1), key=old)).status == 200
+    rotated = await admin.has("POST", f"/keys/{identity}/rotate")
+    new = rotated["key"]
+    house.secrets.add(new)
+
+    assert (await house.make(video(seed=2), key=new)).status == 200
+    for each, of in ((old, identity), (new, rotated["id"])):
+        told = (await house.make(video(seed=3), key=each)).refused(406, "budget_exceeded")
+        assert (told["of"], told["spent_usd"]) == (f"film#{of}", 0.008)
+
+    top_up = {"usd": "0.004", "reason": "launch", "key_id": identity}
+    await admin.has("POST", "/tenants/film/top-ups", json=top_up)
+    assert (await house.make(video(seed=3), key=new)).status == 200
+    (await house.make(video(seed=4), key=old)).refused(406, "budget_exceeded")
+    again = (await admin.ask("POST", f"/keys/{identity}/rotate")).refused(400, "invalid_declaration")
+    assert f"rotate {rotated['id']}" in again["error"]
+
+
 async def test_what_is_no_key_that_can_be_is_not_made(admin: Administrator) -> None:
     for wrong in (
         {"role": "boss"},
