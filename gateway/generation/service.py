@@ -204,7 +204,7 @@ class GenerationService:
             return record
         if (outcome := _told_by_the_journal(record, newest.generation)) is None:
             return record
-        return replace(record, outcome=outcome, concluded_at=newest.ended_at)
+        return replace(record, outcome=outcome, concluded_at=newest.generation.made_at)
 
     def progress(self, record: RequestRecord) -> Progress:
         """How far an unconcluded request is."""
@@ -236,7 +236,7 @@ class GenerationService:
         elif newest.generation is not None:
             outcome, _ = _share(record, Landed(newest.generation, Found.UNDER_WAY))
             await self._divide(outcome, self._party(record), at=record.submitted_at)
-            await self._records.conclude(record.id, outcome)
+            await self._records.conclude(record.id, outcome, at=newest.generation.made_at)
         else:
             caller = self._identify(record.tenant, record.key_id)
             flight, _ = self._flights.board(
@@ -349,14 +349,16 @@ class GenerationService:
             else asyncio.get_running_loop().time() - boarded_at
         )
         self._tallies.count(party, record.request.model, outcome.status, saved, at=record.submitted_at)
+        concluded_at = None
         if outcome == _told_by_the_journal(record, landed.generation):
-            # Whoever asks for the record meanwhile, and whoever resumes it after a crash, comes to the same outcome:
-            # the answer need not wait until it is written down a second time.
+            # Whoever asks for the record meanwhile, and whoever resumes it after a crash, comes to the same outcome at
+            # the same time: the answer need not wait until it is written down a second time.
+            concluded_at = landed.generation.made_at
             known.tell(Conclusion(outcome, waited))
             self._at_step(Step.ANSWERED)
         # Before it: what is not concluded is gone on with after a crash, and done once however often it is done.
         await self._divide(outcome, party, at=record.submitted_at)
-        await persist(lambda: self._records.conclude(record.id, outcome))
+        await persist(lambda: self._records.conclude(record.id, outcome, at=concluded_at))
         self._at_step(Step.CONCLUDED)
         known.tell(Conclusion(outcome, waited))
 

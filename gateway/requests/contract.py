@@ -61,8 +61,11 @@ class RequestRecords(Protocol):
     async def open(self, record: RequestRecord, *, patient: bool = False) -> None:
         """Write down a new request, concluded or not; one that is `patient` with what else is written down by and by."""
 
-    async def conclude(self, request: RequestId, outcome: Outcome) -> None:
-        """Write down what became of it, with what else is written down by and by; the first outcome stays."""
+    async def conclude(self, request: RequestId, outcome: Outcome, *, at: float | None = None) -> None:
+        """Write down what became of it, with what else is written down by and by; the first outcome stays.
+
+        `at` is when that was so, where it is known from elsewhere; now, if nothing is said.
+        """
 
     async def find(self, request: RequestId, tenant: str) -> RequestRecord | None:
         """The tenant's own request of that name, if there is one."""

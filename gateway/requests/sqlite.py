@@ -140,8 +140,8 @@ class SqliteRequestRecords:
 
         await self._database.write(work, patient=patient)
 
-    async def conclude(self, request: RequestId, outcome: Outcome) -> None:
-        values = (self._clock(), _outcome_to_text(outcome), request)
+    async def conclude(self, request: RequestId, outcome: Outcome, *, at: float | None = None) -> None:
+        values = (self._clock() if at is None else at, _outcome_to_text(outcome), request)
         await self._database.write(
             lambda connection: connection.execute(
                 "UPDATE requests SET concluded_at = ?, outcome = ? WHERE id = ? AND outcome IS NULL", values

@@ -73,13 +73,13 @@ async def test_with_a_full_disk_a_request_is_refused_in_words_and_nothing_is_bou
         assert (await _post(session, gateway.url, there.key))[0] == 200
         with full_disk(*gateway.workers):
             status, refused, _ = await _post(session, gateway.url, there.key, seed=2)
-            hit, _, _ = await _post(session, gateway.url, there.key)
+            hit, said, _ = await _post(session, gateway.url, there.key)
 
         assert (status, refused["code"]) == (503, "storage_unavailable")
         assert "Nothing was bought" in refused["error"]
         assert str(tmp_path) not in refused["error"]
         # What is there is served as ever.
-        assert hit == 200
+        assert hit == 200, said
         assert (await there.bill(session))["total"]["jobs"] == 1
         # And with room again, it goes on as if nothing had been.
         assert (await _post(session, gateway.url, there.key, seed=2))[0] == 200
