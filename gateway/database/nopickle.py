@@ -428,8 +428,7 @@ class Index:
         try:
             return work(*args, **kwargs)
         except (sqlite3.Error, diskcache.Timeout):
-            # A commit that failed leaves its transaction open; a new connection starts with a clean slate.
-            self._reconnect()
+            self._give_up_transaction()
             raise
         finally:
             with suppress(sqlite3.Error):
@@ -492,6 +491,17 @@ class Index:
             pass  # removed by hand
         self._cache.close()
         self._open()
+
+    def _give_up_transaction(self) -> None:
+        """A commit that failed leaves its transaction open. What cannot be rolled back is given up with its connection.
+
+        Not with every one: a new connection wants room on the disk, and what lies there can be read without.
+        """
+        try:
+            if self._rows.in_transaction:
+                self._rows.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._reconnect()
 
     def _reconnect(self) -> None:
         with _alone_in(self._directory):

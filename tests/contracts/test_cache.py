@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import fcntl
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -214,6 +215,25 @@ async def test_a_put_that_has_returned_survives_a_kill(opened: Opened, tmp_path:
     cache = opened()
 
     assert all([await cache.get(_fingerprint(number)) is not None for number in range(acknowledged + 1)])
+
+
+async def test_what_is_there_is_found_while_the_disk_takes_nothing_more(opened: Opened) -> None:
+    before = opened()
+    await before.put(_generation(1))
+    before.close()
+    cache = opened()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        with pytest.raises(StorageUnavailable):
+            await cache.put(_generation(2))
+        found, missing = await cache.get(_fingerprint(1)), await cache.get(_fingerprint(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert (found, missing) == (_generation(1), None)
+    await cache.put(_generation(2))
+    assert await cache.get(_fingerprint(2)) == _generation(2)
 
 
 async def test_no_commit_is_synced_and_none_can_break_the_file(opened: Opened, tmp_path: Path) -> None:
