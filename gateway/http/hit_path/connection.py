@@ -74,7 +74,7 @@ class HitPath:
         self._call_soon = call_soon
         self._second = -1
         self._date = b""
-        self._unsent: list[tuple[asyncio.Transport, bytes]] = []
+        self.unsent: list[tuple[asyncio.Transport, bytes]] = []
 
     def send(self, transport: asyncio.Transport, answer: bytes) -> None:
         """Write it when this turn of the loop is over, together with all others of the turn.
@@ -82,13 +82,15 @@ class HitPath:
         A caller is woken by its answer, and to wake somebody costs more than to answer: callers that are woken one
         right after the other are still awake.
         """
-        if not self._unsent:
+        if not self.unsent:
             self._call_soon(self.send_all)
-        self._unsent.append((transport, answer))
+        self.unsent.append((transport, answer))
 
     def send_all(self) -> None:
         """Write what is to be written: to be called before anything else may write to one of these transports."""
-        unsent, self._unsent = self._unsent, []
+        if not self.unsent:
+            return
+        unsent, self.unsent = self.unsent, []
         for transport, answer in unsent:
             transport.write(answer)
 
@@ -174,7 +176,7 @@ class HitConnection(RequestHandler):
             return
         now = self._loop.time()
         repeat = self._path.repeats.get(data)
-        if repeat is not None and self._answer_again(repeat, now):
+        if repeat is not None and self._answer_again(repeat, now, together=False):
             return
         end = data.find(_END_OF_HEAD) + 4
         head = (self._path.heads.get(data[:end]) or self._read_head(data[:end])) if end > 3 else None
@@ -275,8 +277,11 @@ class HitConnection(RequestHandler):
 
     # --- Answers
 
-    def _answer_again(self, repeat: Repeat, now: float) -> bool:
-        """Answer what was answered before; False for what has to be looked at anew."""
+    def _answer_again(self, repeat: Repeat, now: float, *, together: bool) -> bool:
+        """Answer what was answered before, `together` with others or at once; False for what has to be looked at anew.
+
+        An answer to known bytes is made faster than its caller falls asleep: that one need not wait for others.
+        """
         path, transport = self._path, self.transport
         moment = path.clock()
         medium = path.memory.media.get(repeat.digest)
@@ -295,7 +300,12 @@ class HitConnection(RequestHandler):
         ):
             return False
         head = repeat.head % (path.request_ids.next_bytes(), _age(repeat.made_at, moment), path.date(moment))
-        path.send(transport, head + medium.content)
+        if together:
+            path.send(transport, head + medium.content)
+        else:
+            if path.unsent:
+                path.send_all()
+            transport.write(head + medium.content)
         self._next_keepalive_close_time = now + self._keepalive_timeout
         repeat.counted.add(repeat.saved_micros, self._loop.time() - now, len(medium.content))
         return True
@@ -308,7 +318,7 @@ class HitConnection(RequestHandler):
         said = intake.respelled(data[end:])
         question = (ask.key, ask.model, said)
         repeat = path.repeats.by_question.get(question)
-        if repeat is not None and self._answer_again(repeat, now):
+        if repeat is not None and self._answer_again(repeat, now, together=True):
             path.repeats.meet(data, repeat)
             return True
         keys_mark = path.marks.read(KEYS_PLACE)
