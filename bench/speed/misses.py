@@ -117,7 +117,9 @@ class _Bench:
             for _ in range(int(scene.rate * self._seconds))
         ]  # fmt: skip
         trips = await self._loop.run(requests, rate=scene.rate)
-        found.failed += sum(trip.status != 200 or trip.size_bytes < scene.size_bytes / 2 for trip in trips)
+        # A text that comes by v2 is what the upstream says in place of an address, and short.
+        least_bytes = scene.size_bytes / 2 if scene.model.endswith("v1") else 1
+        found.failed += sum(trip.status != 200 or trip.size_bytes < least_bytes for trip in trips)
         return trips
 
     def _body(self, scene: _Scene) -> dict[str, object]:

@@ -132,7 +132,7 @@ async def test_an_idle_connection_is_closed_when_its_time_is_up_and_one_in_use_i
 
 
 async def test_a_connection_is_not_idle_while_something_is_sent(open_house: OpenHouse) -> None:
-    house = await open_house(settings={"listen.keepalive_seconds": 0.3})
+    house = await open_house(settings={"listen.keepalive_seconds": 1.0})
     huge = await _huge(house)
     for request in (huge.ask, huge.fetch):
         async with wired(house.url, receive_bytes=LITTLE_BYTES) as wire:
