@@ -333,13 +333,14 @@ class GenerationService:
     ) -> None:
         boarded_at = asyncio.get_running_loop().time()
         try:
-            if not is_open:
+            if not is_open and not boarded.flight.landed:
                 await persist(lambda: self._records.open(record, patient=True))
+                is_open = True
             boarded, landed = await self._landing(record, boarded)
         except Exception as error:  # noqa: BLE001 -- raised by whoever waits; a follower that nobody waits for fails in silence
             if isinstance(error, (NotBought, RequestRefused, ResultBroken)):
                 failure = Failed(error.code, str(error), error.details)
-                await persist(lambda: self._records.conclude(record.id, failure))
+                await self._write_down(record, failure, is_open=is_open)
             known.fail(error)
             return
         outcome, saved = _share(record, landed, pays=boarded.pays)
@@ -349,6 +350,12 @@ class GenerationService:
             else asyncio.get_running_loop().time() - boarded_at
         )
         self._tallies.count(party, record.request.model, outcome.status, saved, at=record.submitted_at)
+        if outcome.status is CacheStatus.HIT and not is_open:
+            # It was there, and only the cache did not know it: as with every other hit of somebody who does not come
+            # back for the record there is none, and a disk that takes no more keeps nobody from what is paid for.
+            self._transfers.used(landed.generation.purchase, party, at=record.submitted_at)
+            known.tell(Conclusion(outcome, waited))
+            return
         concluded_at = None
         if outcome == _told_by_the_journal(record, landed.generation):
             # Whoever asks for the record meanwhile, and whoever resumes it after a crash, comes to the same outcome at
@@ -358,9 +365,16 @@ class GenerationService:
             self._at_step(Step.ANSWERED)
         # Before it: what is not concluded is gone on with after a crash, and done once however often it is done.
         await self._divide(outcome, party, at=record.submitted_at)
-        await persist(lambda: self._records.conclude(record.id, outcome, at=concluded_at))
+        await self._write_down(record, outcome, is_open=is_open, at=concluded_at)
         self._at_step(Step.CONCLUDED)
         known.tell(Conclusion(outcome, waited))
+
+    async def _write_down(
+        self, record: RequestRecord, outcome: Completed | Failed, *, is_open: bool, at: float | None = None
+    ) -> None:
+        if not is_open:
+            await persist(lambda: self._records.open(record, patient=True))
+        await persist(lambda: self._records.conclude(record.id, outcome, at=at))
 
     async def _divide(self, outcome: Completed, party: Party, *, at: float) -> None:
         """Note what is owed to whoever has paid for what somebody else was given."""

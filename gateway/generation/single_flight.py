@@ -38,6 +38,11 @@ class Announcement(Generic[T]):
             self._value = value
             self._tell()
 
+    @property
+    def told(self) -> bool:
+        """Whether it is known already, good or bad."""
+        return self._told
+
     def fail(self, error: BaseException) -> None:
         """It is an error, which every listener raises; a CancelledError cancels them."""
         if not self._told:
@@ -88,6 +93,11 @@ class Flight(Generic[C, T]):
         """Said by the work itself: this is what it returns, and what it still does keeps nobody waiting."""
         self.clear(None)
         self._landed.tell(value)
+
+    @property
+    def landed(self) -> bool:
+        """Whether it is known how the flight ended: nobody has to wait for it any more."""
+        return self._landed.told
 
     async def clearance(self) -> C | None:
         """Wait until the work has been cleared or has ended, and with what; raises what ended it."""

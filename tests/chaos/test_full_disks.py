@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import shutil
+import signal
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -87,6 +89,24 @@ async def test_with_a_full_disk_a_request_is_refused_in_words_and_nothing_is_bou
         assert books.held_micros == 0
         assert books.discrepancies == []
         assert books.spent_micros == (await there.bill(session))["total"]["cost_micros"]
+
+
+async def test_what_the_cache_has_lost_is_served_from_the_journal_with_a_full_disk_too(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as there, aiohttp.ClientSession() as session:
+        gateway = await there.start()
+        assert (await _post(session, gateway.url, there.key))[0] == 200
+        gateway.send(signal.SIGTERM)
+        assert await gateway.ended() == 0
+        shutil.rmtree(there.storage / "cache")
+        gateway = await there.start()
+
+        with full_disk(*gateway.workers):
+            hit, said, _ = await _post(session, gateway.url, there.key)
+
+        assert hit == 200, said
+        assert (await there.bill(session))["total"]["jobs"] == 1
 
 
 async def test_a_ticket_that_cannot_be_written_down_is_kept_until_it_can_be(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def config(tmp_path: Path) -> Path:
         "models": "models",
         "listen": {"port": 0},
         "operations": {"port": 0},
+        "sandbox": {"port": 0},
         "upstream": {"kind": "sandbox"},
     }
     (tmp_path / "gateway.yaml").write_text(json.dumps(settings))
