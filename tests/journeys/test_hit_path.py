@@ -251,18 +251,23 @@ def _cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+@pytest.mark.parametrize("first", ["by its link", "by the same bytes", "in other words"])
 @pytest.mark.parametrize("damage", [Path.unlink, _replaced, _changed, _cut_short])
 async def test_a_large_file_that_was_damaged_by_hand_is_not_sent_any_more(
-    house: House, damage: Callable[[Path], None]
+    house: House, damage: Callable[[Path], None], first: str
 ) -> None:
     async with _known(house, LARGE) as (wire, request, reply):
         fetch = fetching(await _link(house, LARGE), "Range: bytes=0-99")
-        await learnt(house, wire, request, fetch)
+        await learnt(house, wire, request, fetch, request, request)
         path = _path(house, reply)
         path.chmod(0o600)
         damage(path)
 
-        assert (await wire.ask(fetch)).status == 404
+        match first:
+            case "by its link":
+                assert (await wire.ask(fetch)).status == 404
+            case "in other words":
+                request = asking(b" " + LARGE, key=house.key)
         again = await wire.ask(request)
         assert (again.status, again.cache, again.body) == (200, "fwd=miss; stored", reply.body)
         assert again.headers["x-cost"] == "0"

@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -118,7 +119,7 @@ class HitPath:
 
 def _age(made_at: float, moment: float) -> bytes:
     """Whole seconds since then."""
-    return b"%d" % max(0, int(moment - made_at))
+    return b"%d" % max(0.0, moment - made_at)
 
 
 def _may_always_ask(caller: Caller, model: str) -> bool:
@@ -292,23 +293,35 @@ class HitConnection(RequestHandler):
             or not repeat.since <= moment < repeat.until
             or now > repeat.good_until
             or medium is None
-            or medium.content is None
-            or now - medium.looked_at > LOOK_EVERY_SECONDS
             or transport is None
             or transport.is_closing()
             or transport.get_write_buffer_size()
         ):
             return False
+        content = medium.content
+        if content is None:
+            if self._request_in_progress or not path.memory.is_sound(medium, now):
+                return False
+        elif now - medium.looked_at > LOOK_EVERY_SECONDS:
+            return False
         head = repeat.head % (path.request_ids.next_bytes(), _age(repeat.made_at, moment), path.date(moment))
+        if content is None:
+            self._send_file(
+                transport, head, medium, 0, medium.size_bytes, now, partial(self._count_again, repeat, now)
+            )
+            return True
         if together:
-            path.send(transport, head + medium.content)
+            path.send(transport, head + content)
         else:
             if path.unsent:
                 path.send_all()
-            transport.write(head + medium.content)
+            transport.write(head + content)
         self._next_keepalive_close_time = now + self._keepalive_timeout
-        repeat.counted.add(repeat.saved_micros, self._loop.time() - now, len(medium.content))
+        repeat.counted.add(repeat.saved_micros, self._loop.time() - now, len(content))
         return True
+
+    def _count_again(self, repeat: Repeat, since: float, sent_bytes: int) -> None:
+        repeat.counted.add(repeat.saved_micros, self._loop.time() - since, sent_bytes)
 
     def _answer(self, ask: Ask, data: bytes, end: int, now: float) -> bool:
         """Answer what is known; `data` is all of the request, and its body begins at `end`."""
@@ -343,7 +356,7 @@ class HitConnection(RequestHandler):
 
         if not self._send(head, medium, 0, medium.size_bytes, now, sent):
             return False
-        if medium.content is not None and len(said) <= MOST_QUESTION_BYTES:
+        if len(said) <= MOST_QUESTION_BYTES:
             repeat = repeat_of(hit, balance, (KEYS_PLACE, keys_mark), path.revision, counted)
             path.repeats.note(question, repeat)
             path.repeats.meet(data, repeat)
@@ -384,7 +397,7 @@ class HitConnection(RequestHandler):
         if medium.content is None:
             if self._request_in_progress:
                 return False
-            self._send_file(transport, head, medium, start, count, sent)
+            self._send_file(transport, head, medium, start, count, now, sent)
             return True
         content = medium.content if count == medium.size_bytes else medium.content[start : start + count]
         self._path.send(transport, head + content)
@@ -399,9 +412,11 @@ class HitConnection(RequestHandler):
         medium: Medium,
         start: int,
         count: int,
+        now: float,
         sent: Callable[[int], None],
     ) -> None:
-        self._path.send_all()
+        if self._path.unsent:
+            self._path.send_all()
         if self._out is None:
             self._out = transport.get_extra_info("socket").dup()
         try:
@@ -411,7 +426,7 @@ class HitConnection(RequestHandler):
             sent(0)
             return
         if pushed == count:
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            self._next_keepalive_close_time = now + self._keepalive_timeout
             sent(count)
             return
         medium.hold()

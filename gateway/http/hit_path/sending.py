@@ -27,12 +27,13 @@ def push(out: socket.socket, head: bytes, file: int, offset: int, count: int) ->
     """
     sent = 0
     count = min(count, _MOST_AT_ONCE)
+    to = out.fileno()
     try:
         while head:
             # A caller who has yet to read what was sent before may leave no room for all of it.
             head = head[out.send(head, socket.MSG_MORE) :]
         while sent < count:
-            more = os.sendfile(out.fileno(), file, offset + sent, count - sent)
+            more = os.sendfile(to, file, offset + sent, count - sent)
             if not more:
                 raise BrokenPipeError("the file is shorter than it was")
             sent += more
