@@ -37,6 +37,20 @@ class Garbled(aiohttp.ClientError):
     """What came is no HTTP."""
 
 
+class Once:
+    """Bytes to be sent once: whoever waits for the answer, with thousands of others, perhaps, holds them no longer."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def take(self) -> bytes:
+        """The bytes; from then on there are none."""
+        content, self._content = self._content, b""
+        return content
+
+
 @dataclass(frozen=True, slots=True)
 class OpenAnswer:
     """An answer whose head has arrived. Its body is still to come; whoever has it closes it."""
@@ -100,16 +114,19 @@ class Calls:
             connection.close()
         self._kept.clear()
 
-    async def post(self, target: str, body: bytes) -> OpenAnswer:
+    async def post(self, target: str, body: Once) -> OpenAnswer:
         """POST JSON, once; `target` is the path, quoted. The caller sees to it that the wait has an end.
 
         Raises NotConnected or aiohttp.ConnectionTimeoutError when nothing was sent, and other kinds of
         aiohttp.ClientError when something may have been.
         """
+        content = body.take()
         head = (
             f"POST {target} HTTP/1.1\r\n{self._head}Connection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
         )
-        message = f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+        message = Once(head.encode("latin-1") + content)
+        del content
         return await self._exchanged(await self._connected(), message)
 
     async def get(self, target: str) -> OpenAnswer:
@@ -117,8 +134,8 @@ class Calls:
         message = f"GET {target} HTTP/1.1\r\n{self._head}\r\n".encode("latin-1")
         if (kept := self._take()) is not None:
             with suppress(aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                return await self._exchanged(kept, message, self._keep)
-        return await self._exchanged(await self._connected(), message, self._keep)
+                return await self._exchanged(kept, Once(message), self._keep)
+        return await self._exchanged(await self._connected(), Once(message), self._keep)
 
     def _keep(self, connection: ResponseHandler) -> None:
         self._kept[connection] = asyncio.get_running_loop().time()
@@ -136,12 +153,12 @@ class Calls:
     async def _exchanged(
         self,
         connection: ResponseHandler,
-        message: bytes,
+        message: Once,
         keep: Callable[[ResponseHandler], None] | None = None,
     ) -> OpenAnswer:
         try:
             assert connection.transport is not None  # noqa: S101 -- connected just now, or looked at
-            connection.transport.write(message)
+            connection.transport.write(message.take())
             while True:
                 head, content = await connection.read()
                 if not 100 <= head.code < 200:

@@ -31,7 +31,7 @@ from gateway.domain.identity import Ticket
 from gateway.domain.money import Money
 from gateway.upstream import answers
 from gateway.upstream.answers import Answer, Silence, Standing
-from gateway.upstream.calls import Calls, OpenAnswer
+from gateway.upstream.calls import Calls, Once, OpenAnswer
 from gateway.upstream.contract import Delivery, PastCall, Progress
 from gateway.upstream.downloads import NETWORK_FAULTS, Downloads, OnCall, artifact, beginning, word
 from gateway.upstream.held import HeldAnswers
@@ -168,14 +168,10 @@ class SegmindUpstream:
     async def submit(self, request: GenerationRequest) -> Ticket:
         """As the contract says; repeated only where the attempt before proved not to be a purchase and may pass."""
         buy = self._buy_v1 if self._protocols.get(request.model) == "v1" else self._buy_v2
-        try:
-            body = rfc8785.dumps(dict(request.parameters))
-        except ValueError as error:
-            raise UpstreamRefused("These parameters cannot be written as JSON; nothing was sent.") from error
         backoffs = growing(self._limits.submit_backoff_seconds)
         attempts_left = self._limits.submit_attempts
         while True:
-            outcome = await buy(request.model, body)
+            outcome = await buy(request.model, _written(request))
             if not isinstance(outcome, GatewayError):
                 return outcome
             attempts_left -= 1
@@ -188,7 +184,7 @@ class SegmindUpstream:
                 raise outcome
             await asyncio.sleep(asked_seconds + next(backoffs))
 
-    async def _buy_v2(self, model: str, body: bytes) -> Ticket | GatewayError:
+    async def _buy_v2(self, model: str, body: Once) -> Ticket | GatewayError:
         answer = await self._wire.submit(f"/v2/{segment(model)}", body)
         if isinstance(answer, Silence):
             return answers.silence_at_submit(answer)
@@ -196,7 +192,7 @@ class SegmindUpstream:
             return ticket
         return self._refusal(answer, model)
 
-    async def _buy_v1(self, model: str, body: bytes) -> Ticket | GatewayError:
+    async def _buy_v1(self, model: str, body: Once) -> Ticket | GatewayError:
         answer = await self._wire.submit_and_wait(f"/v1/{segment(model)}", body)
         match answer:
             case Silence():
@@ -446,6 +442,13 @@ class _Absence:
             self._since = now
         elif recorded is Standing.MISSING and now - self._since >= self._grace_seconds:
             raise ResultGone("The upstream has forgotten this generation. Nobody can say here what it cost.")
+
+
+def _written(request: GenerationRequest) -> Once:
+    try:
+        return Once(rfc8785.dumps(dict(request.parameters)))
+    except ValueError as error:
+        raise UpstreamRefused("These parameters cannot be written as JSON; nothing was sent.") from error
 
 
 def _made_according_to_history(rows: Sequence[Row]) -> _Made:

@@ -13,7 +13,7 @@ import aiohttp
 from yarl import URL
 
 from gateway.upstream.answers import Answer, Silence
-from gateway.upstream.calls import Calls, NotConnected, OpenAnswer
+from gateway.upstream.calls import Calls, NotConnected, Once, OpenAnswer
 from gateway.upstream.downloads import NETWORK_FAULTS, OnCall, Response, word
 from gateway.upstream.limits import Limits
 from gateway.upstream.secret import Secret
@@ -60,31 +60,32 @@ class Wire:
         clean = " ".join("".join(c if c.isprintable() else " " for c in clean).split())
         return (clean if len(clean) <= _LONGEST_QUOTE else clean[:_LONGEST_QUOTE] + "...").removesuffix(".")
 
-    async def submit(self, path: str, body: bytes) -> Answer | Silence:
+    async def submit(self, path: str, body: Once) -> Answer | Silence:
         """POST a purchase, once."""
-        return await self._counted("submit", self._bought(path, body))
+        started_at = asyncio.get_running_loop().time()
+        return self._counted("submit", await self._bought(path, body), started_at)
 
     async def ask(self, operation: str, path: str, *, base_url: str | None = None) -> Answer | Silence:
         """GET something that costs nothing; `base_url` for another service of the upstream's."""
         asked = self._looked_up(base_url + path) if base_url else self._asked(path)
-        return await self._counted(operation, asked)
+        started_at = asyncio.get_running_loop().time()
+        return self._counted(operation, await asked, started_at)
 
-    async def submit_and_wait(self, path: str, body: bytes) -> OpenAnswer | Answer | Silence:
+    async def submit_and_wait(self, path: str, body: Once) -> OpenAnswer | Answer | Silence:
         """POST a v1 purchase, once: a success is answered open, its body still to come, and to be closed."""
-        return await self._counted("submit", self._awaited(path, body))
+        started_at = asyncio.get_running_loop().time()
+        return self._counted("submit", await self._awaited(path, body), started_at)
 
-    async def _counted(self, operation: str, call: Awaitable[_Outcome]) -> _Outcome:
-        started = asyncio.get_running_loop().time()
-        outcome = await call
+    def _counted(self, operation: str, outcome: _Outcome, started_at: float) -> _Outcome:
         status = outcome.word if isinstance(outcome, Silence) else str(outcome.status)
-        self._on_call(operation, status, asyncio.get_running_loop().time() - started)
+        self._on_call(operation, status, asyncio.get_running_loop().time() - started_at)
         return outcome
 
     async def _asked(self, path: str) -> Answer | Silence:
         async with self._asking_at_once:
             return await self._answered(self._calls.get(self._path + path))
 
-    async def _bought(self, path: str, body: bytes) -> Answer | Silence:
+    async def _bought(self, path: str, body: Once) -> Answer | Silence:
         async with self._buying_at_once:
             return await self._answered(self._calls.post(self._path + path, body))
 
@@ -116,7 +117,7 @@ class Wire:
             except NETWORK_FAULTS as fault:
                 return _broken_off(response, fault)
 
-    async def _awaited(self, path: str, body: bytes) -> OpenAnswer | Answer | Silence:
+    async def _awaited(self, path: str, body: Once) -> OpenAnswer | Answer | Silence:
         try:
             async with asyncio.timeout(self._limits.v1_answer_seconds):
                 response = await self._calls.post(self._path + path, body)
