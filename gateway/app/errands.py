@@ -44,7 +44,7 @@ def standing_errands(
 
     async def write_down_counts() -> None:
         count_stores()
-        await tallies.flush()
+        await tallies.keep_up()
         await transfers.flush()
 
     async def reconcile() -> None:

@@ -262,6 +262,32 @@ async def test_what_several_processes_count_is_added_up(database: SqliteDatabase
     assert await one.totals() == {("acme", "m"): Tally(hits=20, saved_by_hits=Money(20))}
 
 
+async def test_where_many_have_asked_counts_are_written_down_less_often_and_none_is_lost(
+    database: SqliteDatabase,
+) -> None:
+    tallies, elsewhere = SqliteTallies(database), SqliteTallies(database)
+
+    async def written() -> int:
+        return sum(tally.hits for tally in (await elsewhere.totals()).values())
+
+    for number in range(2000):
+        tallies.count(Party(f"t{number}", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
+    await tallies.keep_up()
+    assert await written() == 2000
+    tallies.count(Party("t0", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
+    await tallies.keep_up()
+    assert await written() == 2000
+
+    # Few have asked since: whoever flushes all the same finds it due again at once.
+    await tallies.flush()
+    assert await written() == 2001
+    tallies.count(Party("t0", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
+    async with asyncio.timeout(30):
+        while await written() == 2001:
+            await tallies.keep_up()
+    assert await written() == 2002
+
+
 async def test_what_could_not_be_written_down_is_counted_all_the_same(database: SqliteDatabase) -> None:
     tallies = SqliteTallies(database)
     tallies.count(Party("acme", "k"), "m", CacheStatus.HIT, Money(1), at=NOON)
