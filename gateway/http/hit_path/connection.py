@@ -438,13 +438,7 @@ class HitConnection(RequestHandler):
         self._sending = Sending(
             self._loop, self._out, medium.descriptor, start + pushed, count - pushed, self._sent
         )
-        try:
-            done = self._sending.begin(head)
-        except OSError as error:
-            self._sent(error)
-            return
-        if done:
-            self._sent(None)
+        self._sending.begin(head)
 
     def _sent(self, error: OSError | None) -> None:
         self._let_go()

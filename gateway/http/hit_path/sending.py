@@ -32,11 +32,10 @@ def push(out: socket.socket, head: bytes, file: int, offset: int, count: int) ->
         while head:
             # A caller who has yet to read what was sent before may leave no room for all of it.
             head = head[out.send(head, socket.MSG_MORE) :]
-        while sent < count:
-            more = os.sendfile(to, file, offset + sent, count - sent)
-            if not more:
-                raise BrokenPipeError("the file is shorter than it was")
-            sent += more
+        # Once: had it taken less than all of it, the next call would only say that the socket is full.
+        sent = os.sendfile(to, file, offset, count)
+        if not sent and count:
+            raise BrokenPipeError("the file is shorter than it was")
     except BlockingIOError:
         pass
     return head, sent
@@ -75,10 +74,12 @@ class Sending:
         """How much of the file has been sent."""
         return self._offset - self._start
 
-    def begin(self, head: bytes) -> bool:
-        """Send as much as can be sent now; whether that was all. If not, `ended` is called later. Raises OSError."""
+    def begin(self, head: bytes) -> None:
+        """Go on as soon as the socket takes more, and so on until the end."""
         self._head = head
-        return self._send_on()
+        self._waits = True
+        self._loop.add_writer(self._out.fileno(), self._go_on)
+        self._watch_from(_NOBODY_HAS_LOOKED)
 
     def cancel(self) -> None:
         """Give it up; `ended` is not called."""
@@ -89,27 +90,18 @@ class Sending:
             self._watch.cancel()
             self._watch = None
 
-    def _send_on(self) -> bool:
-        self._head, sent = push(self._out, self._head, self._file, self._offset, self._end - self._offset)
-        self._offset += sent
-        if self._offset == self._end:
-            return True
-        if not self._waits:
-            self._waits = True
-            self._loop.add_writer(self._out.fileno(), self._go_on)
-            self._watch_from(_NOBODY_HAS_LOOKED)
-        return False
-
     def _go_on(self) -> None:
         try:
-            done = self._send_on()
+            left = self._end - self._offset
+            self._head, sent = push(self._out, self._head, self._file, self._offset, left)
         except OSError as error:
             self.cancel()
             self._ended(error)
-        else:
-            if done:
-                self.cancel()
-                self._ended(None)
+            return
+        self._offset += sent
+        if self._offset == self._end:
+            self.cancel()
+            self._ended(None)
 
     def _watch_from(self, taken: int) -> None:
         self._watch = self._loop.call_later(_STALLED_SECONDS, self._look, taken)
